@@ -1,0 +1,79 @@
+"""Every error this project raises, and who deals with it.
+
+StarsearchError                exit 1
+├── PreconditionMissing        exit 3: something outside is missing; the message says what to do. Nobody retries.
+│   ├── DatabaseUnavailable
+│   ├── DatabaseUnsuitable     too old, edited migration, unknown data folder
+│   ├── EngineUnavailable      no answer at all: the run stops, leases are handed back, no attempt is counted
+│   ├── ModelNotServed
+│   └── VersionMismatch        settings and the database's index version disagree (model, dimensions, prompt)
+├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
+├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
+├── LeaseLost                  another worker holds the batch now: drop the result, claim again
+├── Rejected                   one line or object of a source: counted with its reason, the rest goes on
+└── RateLimited                GitHub says wait: the crawl stops cleanly and says until when
+"""
+
+from datetime import datetime
+
+
+class StarsearchError(Exception):
+    """Something failed; the message is for a person."""
+
+    exit_code = 1
+
+
+class PreconditionMissing(StarsearchError):
+    """Something that must be there before work can start is missing."""
+
+    exit_code = 3
+
+
+class DatabaseUnavailable(PreconditionMissing):
+    """No PostgreSQL answers where one should."""
+
+
+class DatabaseUnsuitable(PreconditionMissing):
+    """PostgreSQL answers, but is not one this project may write to."""
+
+
+class EngineUnavailable(PreconditionMissing):
+    """The inference engine does not answer."""
+
+
+class ModelNotServed(PreconditionMissing):
+    """The inference engine answers, but does not serve the configured model."""
+
+
+class VersionMismatch(PreconditionMissing):
+    """The settings describe another index version than the one the database holds."""
+
+
+class DigestFailed(StarsearchError):
+    """One item could not be digested; `reason` is a short, countable name and `detail` what the engine said."""
+
+    def __init__(self, reason: str, detail: str = "", *, permanent: bool = False) -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+        self.permanent = permanent
+
+
+class EngineFailing(StarsearchError):
+    """Several whole batches failed in a row: the engine is at fault, not the items."""
+
+
+class LeaseLost(StarsearchError):
+    """The lease ran out and another worker took the batch; nothing was written."""
+
+
+class Rejected(StarsearchError):
+    """A line or object that cannot become an item."""
+
+
+class RateLimited(StarsearchError):
+    """GitHub's quota is used up until `resets_at` (UTC; None where GitHub did not say)."""
+
+    def __init__(self, message: str, resets_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.resets_at = resets_at

@@ -1,0 +1,298 @@
+"""The nouns: items, what a source yields, and counts.
+
+Text from GitHub is parsed and cleaned here, once, at the edge; everything behind it may rely on valid Unicode without NUL,
+UTC timestamps and a known type and state.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from starsearch.errors import Rejected
+
+# The recipe of the content hash is stored beside it: a new recipe must not make every item due.
+HASH_RECIPE = "title-body-state-comments-1"
+COMMENTS_IN_DIGEST = 5
+COMMENT_CHARACTERS = 4_000  # fixed, so that another token budget does not change the hash
+FUTURE_TOLERANCE = timedelta(hours=24)
+MAX_NUMBER = 2**31 - 1
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
+
+ItemType = Literal["issue", "pull_request"]
+State = Literal["open", "closed", "merged"]
+
+
+def clean(text: str) -> str:
+    """Valid text for PostgreSQL and any tokenizer: NUL and lone surrogates become U+FFFD, newlines become \\n."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def _text(value: object) -> object:
+    return "" if value is None else clean(value) if isinstance(value, str) else value
+
+
+def _utc(value: datetime) -> datetime:
+    value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if value > datetime.now(UTC) + FUTURE_TOLERANCE:
+        raise ValueError(f"{value.isoformat()} lies more than 24 hours in the future")
+    return value
+
+
+def _repository(value: str) -> str:
+    if not _REPOSITORY.fullmatch(value):
+        raise ValueError("a repository is owner/name")
+    return value
+
+
+def _iso_only(value: object) -> object:
+    """Timestamps are text: a bare number could be seconds or milliseconds, and guessing would be silent."""
+    if isinstance(value, str | datetime | None):
+        return value
+    raise ValueError("a timestamp is ISO 8601 text")
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Timestamp = Annotated[datetime, BeforeValidator(_iso_only), AfterValidator(_utc)]
+RepositoryName = Annotated[str, AfterValidator(_repository)]
+
+
+class Comment(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    body: Text
+    author: Text | None = None
+    created_at: Timestamp | None = None
+
+
+class Item(BaseModel):
+    """An issue or a pull request, cleaned. Key: (host, repo without case, number)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    repo: RepositoryName
+    number: int = Field(gt=0, le=MAX_NUMBER, strict=True)
+    type: ItemType
+    title: Annotated[Text, Field(min_length=1)]
+    body: Text = ""
+    state: State = "open"
+    url: Text = ""
+    author: Text | None = None
+    labels: tuple[Text, ...] = ()
+    comments: tuple[Comment, ...] = ()
+    comments_count: int | None = Field(default=None, ge=0, le=MAX_NUMBER)
+    created_at: Timestamp | None = None
+    updated_at: Timestamp | None = None
+    closed_at: Timestamp | None = None
+    merged_at: Timestamp | None = None
+    excerpt: bool = False
+    host: str = "github.com"
+    node_id: str | None = None
+    database_id: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("not a JSON object")
+        known = {key: value[key] for key in cls.model_fields if value.get(key) is not None}
+        if known.get("merged_at"):
+            known["state"] = "merged"
+        elif "state" not in known:
+            known["state"] = "closed" if known.get("closed_at") else "open"
+        if not str(known.get("url", "")).startswith(("https://", "http://")):
+            path = "pull" if known.get("type") == "pull_request" else "issues"
+            known["url"] = f"https://{known.get('host', 'github.com')}/{known.get('repo')}/{path}/{known.get('number')}"
+        return known
+
+    @property
+    def digest_comments(self) -> tuple[str, ...]:
+        return capped_comments([comment.body for comment in self.comments])
+
+    @property
+    def content_hash(self) -> bytes:
+        """sha256 over all that a digest depends on, and nothing else."""
+        digest = hashlib.sha256()
+        for part in (self.title, self.body, self.state, *self.digest_comments):
+            data = part.encode()
+            digest.update(len(data).to_bytes(8, "big"))
+            digest.update(data)
+        return digest.digest()
+
+    @property
+    def partition_at(self) -> datetime | None:
+        """When the item is filed under, set once: creation, else the earliest time known of it."""
+        known = [moment for moment in (self.closed_at, self.merged_at, self.updated_at) if moment]
+        return self.created_at or min(known, default=None)
+
+
+def capped_comments(bodies: list[str]) -> tuple[str, ...]:
+    """The newest comments that a digest may see, oldest first, under a fixed number of characters."""
+    left, kept = COMMENT_CHARACTERS, []
+    for body in reversed(bodies[-COMMENTS_IN_DIGEST:]):
+        text = body.strip()[:left]
+        if text:
+            kept.append(text)
+            left -= len(text)
+    return tuple(reversed(kept))
+
+
+def parse_item(value: object) -> Item:
+    """One JSON value to an item; raises Rejected with every reason, in words."""
+    try:
+        return Item.model_validate(value)
+    except ValidationError as error:
+        raise Rejected("; ".join(_reason(detail) for detail in error.errors(include_url=False))) from error
+
+
+def _reason(detail: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return clean(f"{where}: {message}" if where else message)[:300]
+
+
+class Rejection(NamedTuple):
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far a source has got in one repository: everything updated before `high_water` is stored."""
+
+    repo: str
+    source: str
+    high_water: datetime | None
+    host: str = "github.com"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a source yields: items, what it had to reject, and how far it got once these are stored."""
+
+    items: tuple[Item, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+    checkpoint: Checkpoint | None = None
+    name: str = ""
+    bytes_read: int = 0
+
+
+@dataclass
+class Counts:
+    """What a run did. items = inserted + updated + unchanged; rejected lines are counted apart.
+
+    `llm_requests` are HTTP requests to the chat engine, failures and retries included.
+    """
+
+    items: int = 0
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    rejected: int = 0
+    summarized: int = 0
+    embedded: int = 0
+    dead_letters: int = 0
+    llm_requests: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: "Counts") -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class IndexVersion:
+    """One way to make digests: everything that decides what a vector means. See contract: index version."""
+
+    embedding_model: str
+    embedding_revision: str
+    dimensions: int
+    text_recipe: str
+    summary_model: str
+    prompt_version: str
+    embedding_base_url: str | None = None
+    id: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        parts = (
+            self.embedding_model,
+            self.embedding_revision,
+            str(self.dimensions),
+            self.text_recipe,
+            self.summary_model,
+            self.prompt_version,
+        )
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.fingerprint[:12]} ({self.summary_model} {self.prompt_version}, "
+            f"{self.embedding_model} {self.dimensions}d)"
+        )
+
+
+@dataclass(frozen=True)
+class DueItem:
+    """What a digest needs of one leased item. Repository, number and author stay out of the prompt on purpose."""
+
+    id: int
+    type: ItemType
+    state: State
+    title: str
+    body: str
+    labels: tuple[str, ...]
+    comments: tuple[str, ...]
+    content_hash: bytes
+    partition_at: datetime
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A summary and what it cost. `key` identifies model, prompt version, parameters and the truncated text."""
+
+    key: bytes
+    text: str
+    source: Literal["model", "extractive"]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a search is narrowed to; `since` is by creation."""
+
+    repo: str | None = None
+    type: ItemType | None = None
+    state: State | None = None
+    since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    url: str
+    repo: str
+    number: int
+    type: ItemType
+    state: State
+    author: str | None
+    labels: list[str]
+    title: str
+    summary: str
+    summary_source: str
+    score: float
+    scores: dict[str, float | None] = field(default_factory=dict)
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    closed_at: datetime | None = None

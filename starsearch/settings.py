@@ -1,0 +1,106 @@
+"""The one reader of the environment: STARSEARCH_* and a `.env` in the project's root.
+
+Read in tasks/ and the command only; everything below them gets values. An explicit setting wins; a key that merely happens to
+be in the environment is never sent anywhere but to the host it belongs to.
+"""
+
+import os
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from starsearch.errors import PreconditionMissing
+
+PREFIX = "STARSEARCH_"
+ROOT = Path(__file__).resolve().parents[1]
+GITHUB_HOST = "api.github.com"
+SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "DATABASE_URL", "GITHUB_TOKENS")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    home: Path = Field(user_data_path("starsearch"), description="Folder for the embedded database and caches.")
+    database_url: SecretStr | None = Field(None, description="Any PostgreSQL with pgvector >= 0.8.4; default: embedded.")
+    allow_old_pgvector: bool = Field(False, description="Skip the pgvector version check. Older ones corrupt indexes.")
+    llm_base_url: str | None = Field(None, description='OpenAI-compatible base URL (".../v1"); default: embedded engine.')
+    llm_model: str | None = Field(None, description="Chat model; default: the only one the engine serves.")
+    llm_api_key: SecretStr | None = Field(None, description="Key for llm_base_url.")
+    embedding_base_url: str | None = Field(None, description="OpenAI-compatible base URL; default: embedded engine.")
+    embedding_model: str | None = Field(None, description="Embedding model; default: the only one the engine serves.")
+    embedding_api_key: SecretStr | None = Field(None, description="Key for embedding_base_url.")
+    embedding_dimensions: int | None = Field(
+        None, ge=1, le=4000, description="Vector length; sent to the engine only when set. 4000 is halfvec's HNSW limit."
+    )
+    engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
+    concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
+    workers: int = Field(1, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
+    github_rest_url: str = Field(f"https://{GITHUB_HOST}", description="GitHub's REST API, an Enterprise Server's or a stand-in.")
+    github_tokens: SecretStr | None = Field(None, description="Comma-separated; default: GH_TOKEN or GITHUB_TOKEN.")
+    since: datetime | None = Field(None, description="How far back a first crawl reaches; default: one day.")
+    repositories: Annotated[tuple[str, ...], NoDecode] = Field((), description="What a crawl follows when none is named; comma-separated.")
+
+    @field_validator("repositories", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("llm_base_url", "embedding_base_url", "github_rest_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).netloc:
+            raise ValueError("must be an http:// or https:// address")
+        return value.rstrip("/")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_from_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in SECRETS:
+            path = os.environ.get(f"{PREFIX}{name}_FILE")
+            if path and values.get(name.lower()) is None:
+                values[name.lower()] = Path(path).read_text().strip()
+        return values
+
+    @cached_property
+    def llm_key(self) -> str | None:
+        return self._engine_key(self.llm_api_key, self.llm_base_url)
+
+    @cached_property
+    def embedding_key(self) -> str | None:
+        return self._engine_key(self.embedding_api_key, self.embedding_base_url)
+
+    @cached_property
+    def github_token(self) -> str | None:
+        """The first token. One from the plain environment goes to api.github.com only."""
+        if self.github_tokens:
+            return self.github_tokens.get_secret_value().split(",")[0].strip() or None
+        if urlsplit(self.github_rest_url).hostname != GITHUB_HOST:
+            return None
+        return os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN") or None
+
+    @staticmethod
+    def _engine_key(key: SecretStr | None, base_url: str | None) -> str | None:
+        if key:
+            return key.get_secret_value()
+        return os.environ.get("OPENAI_API_KEY") if base_url else None
+
+
+def read_settings() -> Settings:
+    """The settings of this process; raises PreconditionMissing naming the variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise PreconditionMissing("settings: " + "; ".join(lines)) from None
+    except OSError as error:
+        raise PreconditionMissing(f"settings: cannot read {error.filename}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""How hard we try: retries, timeouts, clients opened and closed."""
