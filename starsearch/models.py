@@ -86,7 +86,7 @@ class Item(BaseModel):
     url: Text = ""
     author: Text | None = None
     labels: tuple[Text, ...] = ()
-    comments: tuple[Comment, ...] = ()
+    comments: tuple[Comment, ...] | None = None  # None: the source does not tell
     comments_count: int | None = Field(default=None, ge=0, le=MAX_NUMBER)
     created_at: Timestamp | None = None
     updated_at: Timestamp | None = None
@@ -114,7 +114,7 @@ class Item(BaseModel):
 
     @property
     def digest_comments(self) -> tuple[str, ...]:
-        return capped_comments([comment.body for comment in self.comments])
+        return capped_comments([comment.body for comment in self.comments or ()])
 
     @property
     def content_hash(self) -> bytes:
@@ -256,6 +256,7 @@ class DueItem:
     comments: tuple[str, ...]
     content_hash: bytes
     partition_at: datetime
+    attempts: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""The one process that starts and stops an embedded PostgreSQL: python -m starsearch.embedded.postgres_supervisor.
+
+Holds supervisor.lock for as long as it lives, so there is never a second one. Ends the server once nobody has held users.lock
+for IDLE_SECONDS. If this process is killed, the server goes on and the next supervisor adopts it.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from starsearch.embedded.postgres import Place
+
+IDLE_SECONDS = 300  # a second command within five minutes need not wait for a start
+CHECK_SECONDS = 1.0
+SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "shared_buffers": "256MB",
+    "maintenance_work_mem": "256MB",  # an HNSW build that does not fit is twice as slow
+    "max_wal_size": "2GB",  # every checkpoint makes HNSW inserts write whole pages again
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "random_page_cost": "1.1",
+    "jit": "off",
+    "client_connection_check_interval": "10s",  # a killed client's long statement ends with it
+}
+
+
+def main(locks: str, folder: str, binaries: str, user: str) -> int:
+    place = Place(Path(locks), Path(folder), Path(binaries), user or None)
+    with (place.locks / "supervisor.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        server = running(place) or launch(place)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        try:
+            wait_until_idle(place, server)
+        finally:
+            halt(server)
+    return 0
+
+
+def running(place: Place) -> psutil.Process | None:
+    """The server of this data folder, if one lives. A pid that now belongs to something else is no server: the file goes."""
+    pid_file = place.data / "postmaster.pid"
+    try:
+        pid = int(pid_file.read_text().split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        return None
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process = psutil.Process(pid)
+        if is_server(process, place.data):
+            return process
+    pid_file.unlink(missing_ok=True)
+    return None
+
+
+def is_server(process: psutil.Process, data: Path) -> bool:
+    command = process.cmdline()
+    return bool(command) and Path(command[0]).name == "postgres" and str(data) in command
+
+
+def launch(place: Place) -> psutil.Process:
+    own_socket_folder(place)
+    if not (place.data / "PG_VERSION").exists():
+        initialize(place)
+    command = [str(place.binaries / "postgres"), "-D", str(place.data), "-k", str(place.sockets)]
+    for name, value in SETTINGS.items():
+        command += ["-c", f"{name}={value}"]
+    with place.log.open("a") as log:
+        uid, gid = place.ids
+        return psutil.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            user=uid,
+            group=gid,
+            extra_groups=None if uid is None else [],
+        )
+
+
+def own_socket_folder(place: Place) -> None:
+    """A folder that only the server's user may enter; one that somebody else prepared is refused."""
+    uid = os.geteuid() if place.ids[0] is None else place.ids[0]
+    if not place.sockets.exists():
+        place.sockets.mkdir(mode=0o700)
+        os.chown(place.sockets, uid, -1)
+    if place.sockets.stat().st_uid not in {uid, 0}:
+        raise PermissionError(f"{place.sockets} belongs to another user")
+
+
+def initialize(place: Place) -> None:
+    """initdb beside the final place and rename: a kill in between leaves nothing that looks finished."""
+    unfinished = place.folder / "data.new"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    command = [str(place.binaries / "initdb"), "-D", str(unfinished), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    # the wheel is built without ICU; the built-in provider sorts the same on every machine
+    command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+    uid, gid = place.ids
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        user=uid,
+        group=gid,
+        extra_groups=None if uid is None else [],
+    )
+    unfinished.rename(place.data)
+
+
+def wait_until_idle(place: Place, server: psutil.Process) -> None:
+    """Returns when the server has ended, or when it has been idle and the exclusive lock keeps new users out."""
+    in_use: IO[str] = (place.locks / "users.lock").open("a")
+    idle_since = time.monotonic()
+    while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
+        try:
+            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            idle_since = time.monotonic()
+        else:
+            if time.monotonic() - idle_since > IDLE_SECONDS:
+                return
+            fcntl.flock(in_use, fcntl.LOCK_UN)
+        time.sleep(CHECK_SECONDS)
+
+
+def halt(server: psutil.Process) -> None:
+    """PostgreSQL's fast shutdown: open sessions end, everything committed is on disk."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""A pool of connections to PostgreSQL, ready for vectors; and how this project wants its sessions."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+from pgvector.psycopg import register_vector_async
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from starsearch.errors import DatabaseUnavailable
+from starsearch.store.migrate import migrate
+
+CONNECT_SECONDS = 10
+# force_custom_plan: a plan cached for one repository is wrong for the next; iterative scans: a filter must not lose rows
+SESSION = (
+    "-c plan_cache_mode=force_custom_plan -c hnsw.ef_search=100 -c hnsw.iterative_scan=relaxed_order "
+    "-c timezone=UTC -c application_name=starsearch"
+)
+
+Pool = AsyncConnectionPool[AsyncConnection]
+
+
+@asynccontextmanager
+async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = False) -> AsyncIterator[Pool]:
+    """A pool on a database whose schema is up to date. Raises DatabaseUnavailable or DatabaseUnsuitable."""
+    async with await connect(dsn) as connection:
+        await migrate(connection, allow_old_pgvector=allow_old_pgvector)
+    pool = AsyncConnectionPool(
+        dsn,
+        kwargs={"options": SESSION},
+        min_size=1,
+        max_size=size,
+        configure=register_vector_async,
+        check=AsyncConnectionPool.check_connection,
+        timeout=CONNECT_SECONDS,
+        open=False,
+    )
+    await pool.open()
+    try:
+        yield pool
+    except PoolTimeout as error:
+        raise DatabaseUnavailable(f"{describe(dsn)} does not answer any more: {error}") from error
+    finally:
+        await pool.close()
+
+
+async def connect(dsn: str) -> AsyncConnection:
+    """One connection in autocommit mode, for what needs a session of its own: migrations, leases."""
+    try:
+        return await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_SECONDS, options=SESSION)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(
+            f"no PostgreSQL at {describe(dsn)} ({str(error).strip().splitlines()[-1]}): start it, correct "
+            "STARSEARCH_DATABASE_URL, or unset it to use the embedded PostgreSQL"
+        ) from error
+    except psycopg.ProgrammingError as error:
+        raise DatabaseUnavailable(f"STARSEARCH_DATABASE_URL is not a PostgreSQL address: {error}") from error
+
+
+def describe(dsn: str) -> str:
+    """The address without its password."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        return "an address that cannot be read"
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

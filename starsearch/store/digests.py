@@ -1,0 +1,179 @@
+"""Digests into PostgreSQL: summaries, vectors, failures and the end of the lease, in one transaction.
+
+Every statement touches only items whose lease token is still ours, so a worker that lost its lease (a zombie) can write nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+from pgvector import HalfVector
+from psycopg import AsyncConnection
+
+from starsearch.errors import DigestFailed, LeaseLost
+from starsearch.models import Counts, DueItem, IndexVersion, Summary
+from starsearch.store.database import Pool
+from starsearch.store.leases import Batch, give_back
+from starsearch.store.runs import Call, settle
+
+ATTEMPTS = 3
+RETRY_AFTER = timedelta(seconds=1)  # times 4 for each attempt; the client's own retries already took seconds
+MAX_DETAIL = 500
+
+
+@dataclass(frozen=True)
+class Digest:
+    """vector: (dimensions,) float32, unit length."""
+
+    item: DueItem
+    summary: Summary
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Failure:
+    item: DueItem
+    stage: str
+    error: DigestFailed
+
+
+async def finish_batch(
+    pool: Pool,
+    version: IndexVersion,
+    batch: Batch,
+    digests: Sequence[Digest],
+    failures: Sequence[Failure],
+    calls: Sequence[Call],
+    *,
+    run_id: int,
+) -> Counts:
+    """Write a batch's outcome. Raises LeaseLost, having written nothing but the calls' cost, when the lease is not ours any more."""
+    async with pool.connection() as connection:
+        await settle(connection, calls)
+        held = await _held(connection, version.id, batch)
+        digests = [digest for digest in digests if digest.item.id in held]
+        failures = [failure for failure in failures if failure.item.id in held]
+        await _store_summaries(connection, version, digests, run_id)
+        await _store_digests(connection, version.id, digests, run_id)
+        await _end_lease(connection, version.id, digests)
+        dead = await _store_failures(connection, version.id, failures)
+    if not held:
+        raise LeaseLost(f"lease {batch.token} ran out; another worker digests its items")
+    return Counts(summarized=len(digests), embedded=len(digests), dead_letters=dead)
+
+
+async def abandon_batch(pool: Pool, batch: Batch, calls: Sequence[Call]) -> None:
+    """Hand a batch back untouched: the engine, not the items, is at fault."""
+    async with pool.connection() as connection:
+        await settle(connection, [call for call in calls if call.id])
+        await give_back(connection, batch.token)
+
+
+async def known_summaries(pool: Pool, keys: Sequence[bytes]) -> dict[bytes, Summary]:
+    """Summaries already made for these keys: the same text need not be summarized again. They cost nothing now."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute("SELECT key, text, source FROM summary WHERE key = ANY (%s)", [list(keys)])
+        return {bytes(key): Summary(bytes(key), text, source) for key, text, source in await cursor.fetchall()}
+
+
+async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> set[int]:
+    """The fence: the batch's items whose lease is still ours, locked until the transaction ends."""
+    cursor = await connection.execute(
+        "SELECT item_id FROM due WHERE version_id = %s AND item_id = ANY (%s) AND lease_token = %s ORDER BY item_id FOR UPDATE",
+        [version_id, [item.id for item in batch.items], batch.token],
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def _store_summaries(
+    connection: AsyncConnection, version: IndexVersion, digests: Sequence[Digest], run_id: int
+) -> None:
+    summaries = sorted({digest.summary.key: digest.summary for digest in digests}.items())
+    await connection.execute(
+        "INSERT INTO summary (key, text, source, prompt_tokens, completion_tokens, model, prompt_version, run_id) "
+        "SELECT *, %s, %s, %s FROM unnest(%s::bytea[], %s::text[], %s::text[], %s::integer[], %s::integer[]) "
+        "ON CONFLICT (key) DO NOTHING",
+        [
+            version.summary_model,
+            version.prompt_version,
+            run_id,
+            [key for key, _ in summaries],
+            [summary.text for _, summary in summaries],
+            [summary.source for _, summary in summaries],
+            [summary.prompt_tokens for _, summary in summaries],
+            [summary.completion_tokens for _, summary in summaries],
+        ],
+    )
+
+
+async def _store_digests(connection: AsyncConnection, version_id: int, digests: Sequence[Digest], run_id: int) -> None:
+    if not digests:
+        return
+    await connection.execute(
+        "INSERT INTO digest (version_id, run_id, item_id, partition_at, content_hash, summary_key, embedding) "
+        "SELECT %s, %s, * FROM unnest(%s::bigint[], %s::timestamptz[], %s::bytea[], %s::bytea[], %s::halfvec[]) "
+        "ON CONFLICT (version_id, item_id, partition_at) DO UPDATE SET content_hash = excluded.content_hash, "
+        "summary_key = excluded.summary_key, embedding = excluded.embedding, run_id = excluded.run_id, created_at = now()",
+        [
+            version_id,
+            run_id,
+            [digest.item.id for digest in digests],
+            [digest.item.partition_at for digest in digests],
+            [digest.item.content_hash for digest in digests],
+            [digest.summary.key for digest in digests],
+            [HalfVector(digest.vector) for digest in digests],
+        ],
+    )
+
+
+async def _end_lease(connection: AsyncConnection, version_id: int, digests: Sequence[Digest]) -> None:
+    """Done items leave the queue; one whose content changed while it was digested is due again at once."""
+    ids = [digest.item.id for digest in digests]
+    hashes = [digest.item.content_hash for digest in digests]
+    await connection.execute(
+        "DELETE FROM due d USING item i, unnest(%s::bigint[], %s::bytea[]) AS done (id, content_hash) "
+        "WHERE d.version_id = %s AND d.item_id = done.id AND i.id = done.id AND i.content_hash = done.content_hash",
+        [ids, hashes, version_id],
+    )
+    await connection.execute(
+        "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now(), attempts = 0 "
+        "WHERE version_id = %s AND item_id = ANY (%s)",
+        [version_id, ids],
+    )
+    await connection.execute("DELETE FROM dead_letter WHERE version_id = %s AND item_id = ANY (%s)", [version_id, ids])
+
+
+async def _store_failures(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> int:
+    """Count an attempt against each failed item; returns how many became dead letters."""
+    dead = 0
+    for failure in failures:
+        attempts = failure.item.attempts + 1
+        values = {
+            "version": version_id,
+            "item": failure.item.id,
+            "stage": failure.stage,
+            "reason": failure.error.reason,
+            "detail": failure.error.detail[:MAX_DETAIL],
+            "attempts": attempts,
+            "hash": failure.item.content_hash,
+            "wait": RETRY_AFTER * 4 ** (attempts - 1),
+        }
+        if attempts < ATTEMPTS and not failure.error.permanent:
+            await connection.execute(
+                "UPDATE due SET lease_token = NULL, lease_worker = NULL, attempts = %(attempts)s, reason = %(reason)s, "
+                "detail = %(detail)s, due_at = now() + %(wait)s WHERE version_id = %(version)s AND item_id = %(item)s",
+                values,
+            )
+            continue
+        dead += 1
+        await connection.execute(
+            "INSERT INTO dead_letter AS x (version_id, item_id, stage, reason, detail, attempts, content_hash) "
+            "VALUES (%(version)s, %(item)s, %(stage)s, %(reason)s, %(detail)s, %(attempts)s, %(hash)s) "
+            "ON CONFLICT (version_id, item_id) DO UPDATE SET stage = excluded.stage, reason = excluded.reason, "
+            "detail = excluded.detail, attempts = excluded.attempts, content_hash = excluded.content_hash, created_at = now()",
+            values,
+        )
+        await connection.execute("DELETE FROM due WHERE version_id = %(version)s AND item_id = %(item)s", values)
+    return dead

@@ -1,0 +1,175 @@
+"""Items into PostgreSQL: one chunk of a source, its rejections and its checkpoint in one transaction."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+from psycopg.types.json import Json
+
+from starsearch.models import HASH_RECIPE, Checkpoint, Chunk, Comment, Counts, Item, Rejection
+from starsearch.store.database import Pool
+from starsearch.store.statements import statement
+
+LIVE, BACKFILL = 0, 1
+Key = tuple[int, int]  # repository id, number
+Row = tuple[int, Item]  # repository id, item
+
+
+async def store_chunk(pool: Pool, chunk: Chunk, *, run_id: int, priority: int = LIVE) -> Counts:
+    """Store a chunk whole or not at all; what changed is due in the same transaction. Replaying it changes nothing."""
+    async with pool.connection() as connection:
+        repositories = await _repository_ids(connection, chunk)
+        rows = [(repositories[item.host, item.repo.lower()], item) for item in chunk.items]
+        rows, purged = await _without_purged(connection, rows)
+        rejections = [*chunk.rejections, *(Rejection(0, f"{item.url} was purged") for item in purged)]
+        await _store_rejections(connection, run_id, chunk.name, rejections)
+        counts = Counts(items=len(rows), rejected=len(rejections))
+        for layer in _layers(rows):
+            changed = await _store_layer(connection, layer)
+            counts.inserted += sum(inserted for _, inserted in changed)
+            counts.updated += sum(not inserted for _, inserted in changed)
+            await _make_due(connection, [item_id for item_id, _ in changed], priority)
+        if chunk.checkpoint:
+            repository = repositories[chunk.checkpoint.host, chunk.checkpoint.repo.lower()]
+            await _store_checkpoint(connection, repository, chunk.checkpoint)
+    counts.unchanged = counts.items - counts.inserted - counts.updated
+    return counts
+
+
+async def read_checkpoint(pool: Pool, host: str, repo: str, source: str) -> Checkpoint:
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT high_water FROM checkpoint JOIN repository ON repository.id = repository_id "
+            "WHERE host = %s AND lower(full_name) = lower(%s) AND source = %s AND gone_at IS NULL",
+            [host, repo, source],
+        )
+        row = await cursor.fetchone()
+    return Checkpoint(repo, source, row[0] if row else None, host)
+
+
+def _layers(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows without a repeated key, in the order read: the same statement then decides every time which of two wins."""
+    layers: list[dict[Key, Row]] = []
+    for repository, item in rows:
+        key = (repository, item.number)
+        layer = next((layer for layer in layers if key not in layer), None)
+        if layer is None:
+            layers.append(layer := {})
+        layer[key] = (repository, item)
+    return [list(layer.values()) for layer in layers]
+
+
+async def _repository_ids(connection: AsyncConnection, chunk: Chunk) -> dict[tuple[str, str], int]:
+    """Ids by (host, lower-case full name); new repositories are added. Sorted, so that two writers cannot deadlock."""
+    names = {(item.host, item.repo.lower()): item.repo for item in chunk.items}
+    if chunk.checkpoint:
+        names.setdefault((chunk.checkpoint.host, chunk.checkpoint.repo.lower()), chunk.checkpoint.repo)
+    keys = sorted(names)
+    hosts, full_names = [host for host, _ in keys], [names[key] for key in keys]
+    await connection.execute(
+        "INSERT INTO repository (host, full_name) SELECT * FROM unnest(%s::text[], %s::text[]) "
+        "ON CONFLICT (host, lower(full_name)) WHERE gone_at IS NULL DO NOTHING",
+        [hosts, full_names],
+    )
+    cursor = await connection.execute(
+        "SELECT host, lower(full_name), id FROM repository JOIN unnest(%s::text[], %s::text[]) AS wanted (h, n) "
+        "ON host = h AND lower(full_name) = lower(n) WHERE gone_at IS NULL",
+        [hosts, full_names],
+    )
+    return {(host, name): repository for host, name, repository in await cursor.fetchall()}
+
+
+async def _without_purged(connection: AsyncConnection, rows: list[Row]) -> tuple[list[Row], list[Item]]:
+    cursor = await connection.execute("SELECT host, lower(repository), number, author FROM purge")
+    purges = await cursor.fetchall()
+    if not purges:
+        return rows, []
+
+    def purged(item: Item) -> bool:
+        return any(
+            host == item.host
+            and repository in {None, item.repo.lower()}
+            and number in {None, item.number}
+            and author in {None, item.author}
+            for host, repository, number, author in purges
+        )
+
+    return [row for row in rows if not purged(row[1])], [item for _, item in rows if purged(item)]
+
+
+async def _store_layer(connection: AsyncConnection, rows: list[Row]) -> list[tuple[int, bool]]:
+    rows = await _with_known_comments(connection, rows)
+    cursor = await connection.execute(
+        statement("store_items"), {"rows": Json([_record(*row) for row in rows], dumps=_dumps), "recipe": HASH_RECIPE}
+    )
+    return [(item_id, inserted) for item_id, inserted in await cursor.fetchall()]
+
+
+async def _with_known_comments(connection: AsyncConnection, rows: list[Row]) -> list[Row]:
+    """A source that does not tell comments (None) must not take away those another one told: unknown loses to known."""
+    silent = {(repository, item.number) for repository, item in rows if item.comments is None}
+    async with connection.cursor(row_factory=class_row(_KnownComments)) as cursor:
+        await cursor.execute(
+            "SELECT repository_id, number, comments FROM item "
+            "JOIN unnest(%s::bigint[], %s::integer[]) AS k (r, n) ON repository_id = r AND number = n WHERE comments <> '[]'",
+            [[repository for repository, _ in silent], [number for _, number in silent]],
+        )
+        known = {(row.repository_id, row.number): row.comments for row in await cursor.fetchall()}
+    return [
+        (repository, item.model_copy(update={"comments": known[repository, item.number]}))
+        if (repository, item.number) in known and item.comments is None
+        else (repository, item)
+        for repository, item in rows
+    ]
+
+
+class _KnownComments:
+    def __init__(self, repository_id: int, number: int, comments: list[dict[str, Any]]) -> None:
+        self.repository_id = repository_id
+        self.number = number
+        self.comments = tuple(Comment.model_validate(comment) for comment in comments)
+
+
+def _record(repository: int, item: Item) -> dict[str, Any]:
+    fields = {"type", "number", "node_id", "database_id", "state", "title", "body", "url", "author", "labels", "comments_count"}
+    times = {"created_at", "updated_at", "closed_at", "merged_at"}
+    return item.model_dump(mode="json", include=fields | times | {"excerpt"}) | {
+        "repository_id": repository,
+        "partition_at": item.partition_at and item.partition_at.isoformat(),
+        "comments": [comment.model_dump(mode="json") for comment in item.comments or ()],
+        "content_hash": item.content_hash.hex(),
+    }
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+async def _make_due(connection: AsyncConnection, ids: Sequence[int], priority: int) -> None:
+    if ids:
+        await connection.execute(
+            "DELETE FROM dead_letter x USING item i "
+            "WHERE x.item_id = i.id AND i.id = ANY (%s) AND x.content_hash <> i.content_hash",
+            [list(ids)],
+        )
+        await connection.execute(statement("due"), {"ids": list(ids), "priority": priority})
+
+
+async def _store_checkpoint(connection: AsyncConnection, repository: int, checkpoint: Checkpoint) -> None:
+    await connection.execute(
+        "INSERT INTO checkpoint AS c (repository_id, source, high_water) VALUES (%s, %s, %s) "
+        "ON CONFLICT (repository_id, source) DO UPDATE SET high_water = excluded.high_water, committed_at = now() "
+        "WHERE c.high_water <= excluded.high_water",
+        [repository, checkpoint.source, checkpoint.high_water],
+    )
+
+
+async def _store_rejections(connection: AsyncConnection, run_id: int, name: str, rejections: Sequence[Rejection]) -> None:
+    if rejections:
+        await connection.execute(
+            "INSERT INTO rejection (run_id, source, line, reason) "
+            "SELECT %s, %s, * FROM unnest(%s::integer[], %s::text[])",
+            [run_id, name, [line for line, _ in rejections], [reason for _, reason in rejections]],
+        )

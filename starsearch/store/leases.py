@@ -1,0 +1,112 @@
+"""Leases: who digests which batch of due items.
+
+A lease ends when its time has passed or when its worker is gone, whichever is first. A worker is a session of PostgreSQL that
+holds an advisory lock; a killed process loses its session at once, so nobody waits for its leases to run out. (Such a session
+needs a direct connection or a session pool, not PgBouncer's transaction mode.) Whatever a former holder still does is fenced
+by the lease token: see digests.py.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+
+from starsearch.models import DueItem
+from starsearch.store.database import Pool, connect
+from starsearch.store.statements import statement
+
+BATCH = 64  # items of one lease, one embedding request and one transaction
+# Above the longest honest batch: two waves of requests at their timeout, retries included.
+LEASE = timedelta(minutes=30)
+WORKER_LOCK = 78_271  # first key of the workers' advisory locks; the second is the worker's number
+
+
+@dataclass(frozen=True)
+class Batch:
+    token: int
+    items: list[DueItem]
+
+
+@asynccontextmanager
+async def worker(dsn: str) -> AsyncIterator[int]:
+    """This process's number as a worker, alive for as long as the context is."""
+    async with await connect(dsn) as connection:
+        cursor = await connection.execute("SELECT nextval('worker')::integer")
+        row = await cursor.fetchone()
+        assert row is not None
+        await connection.execute("SELECT pg_advisory_lock(%s, %s)", [WORKER_LOCK, row[0]])
+        yield row[0]
+
+
+async def find_due(pool: Pool) -> int:
+    """Run the query that says what is due over everything stored; returns how many items it added."""
+    async with pool.connection() as connection:
+        return (await connection.execute(statement("due"), {"ids": None, "priority": 0})).rowcount
+
+
+async def release_dead(pool: Pool) -> int:
+    """Hand back the leases of workers whose session is gone; returns how many items that were."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now() "
+            "WHERE lease_worker IS NOT NULL AND lease_worker NOT IN ("
+            "  SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2"
+            "  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+            [WORKER_LOCK],
+        )
+        await connection.execute(
+            "UPDATE engine_call SET settled_at = now(), outcome = 'abandoned' WHERE settled_at IS NULL "
+            "AND NOT EXISTS (SELECT FROM due WHERE due.lease_token = engine_call.lease_token)"
+        )
+        return cursor.rowcount
+
+
+async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH) -> Batch | None:
+    """Lease up to `size` due items, live ones before backfill; None where nothing is due now."""
+    async with pool.connection() as connection, connection.cursor(row_factory=class_row(_Claimed)) as cursor:
+        await cursor.execute(
+            """
+            WITH picked AS (
+              SELECT item_id FROM due WHERE version_id = %(version)s AND due_at <= now()
+              ORDER BY priority, item_id LIMIT %(size)s FOR UPDATE SKIP LOCKED
+            ), token AS (
+              SELECT nextval('lease_token') AS token
+            ), leased AS (
+              UPDATE due SET lease_token = token, lease_worker = %(worker)s, due_at = now() + %(lease)s
+              FROM picked, token WHERE due.version_id = %(version)s AND due.item_id = picked.item_id
+              RETURNING due.item_id, lease_token, attempts
+            )
+            SELECT id, type, state, title, body, labels, comments, content_hash, partition_at, attempts, lease_token
+            FROM leased JOIN item ON id = item_id ORDER BY id
+            """,
+            {"version": version_id, "size": size, "worker": worker_number, "lease": LEASE},
+        )
+        rows = await cursor.fetchall()
+    return Batch(rows[0].token, [row.item for row in rows]) if rows else None
+
+
+class _Claimed:
+    def __init__(self, *, lease_token: int, comments: list[dict[str, str]], labels: list[str], **columns: object) -> None:
+        self.token = lease_token
+        bodies = tuple(comment["body"] for comment in comments)
+        self.item = DueItem(labels=tuple(labels), comments=bodies, **columns)  # type: ignore[arg-type]
+
+
+async def next_retry(pool: Pool, version_id: int) -> datetime | None:
+    """When the next item that failed before is due again; None where nothing waits."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT min(due_at) FROM due WHERE version_id = %s AND lease_token IS NULL", [version_id]
+        )
+        row = await cursor.fetchone()
+    return row[0] if row else None
+
+
+async def give_back(connection: AsyncConnection, token: int) -> None:
+    """End a lease without a result and without counting an attempt."""
+    await connection.execute(
+        "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now() WHERE lease_token = %s", [token]
+    )
