@@ -6,6 +6,7 @@ StarsearchError                exit 1
 │   ├── DatabaseUnsuitable     too old, edited migration, unknown data folder
 │   ├── EngineUnavailable      no answer at all: the run stops, leases are handed back, no attempt is counted
 │   ├── ModelNotServed
+│   ├── SourceUnavailable      GitHub, or what stands in for it, does not answer
 │   └── VersionMismatch        settings and the database's index version disagree (model, dimensions, prompt)
 ├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
@@ -43,6 +44,10 @@ class EngineUnavailable(PreconditionMissing):
 
 class ModelNotServed(PreconditionMissing):
     """The inference engine answers, but does not serve the configured model."""
+
+
+class SourceUnavailable(PreconditionMissing):
+    """The place that items come from does not answer."""
 
 
 class VersionMismatch(PreconditionMissing):

@@ -21,6 +21,7 @@ COMMENTS_IN_DIGEST = 5
 COMMENT_CHARACTERS = 4_000  # fixed, so that another token budget does not change the hash
 FUTURE_TOLERANCE = timedelta(hours=24)
 MAX_NUMBER = 2**31 - 1
+MAX_REASONS = 3  # of one rejected line; a thread of 80 bad comments has 80
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
@@ -37,6 +38,13 @@ def clean(text: str) -> str:
 
 def _text(value: object) -> object:
     return "" if value is None else clean(value) if isinstance(value, str) else value
+
+
+def _person(value: object) -> object:
+    """A login; some sources tell a whole user object instead."""
+    if isinstance(value, Mapping):
+        value = value.get("login") or value.get("username")
+    return _text(value) or None
 
 
 def _utc(value: datetime) -> datetime:
@@ -61,6 +69,7 @@ def _iso_only(value: object) -> object:
 
 Text = Annotated[str, BeforeValidator(_text)]
 Timestamp = Annotated[datetime, BeforeValidator(_iso_only), AfterValidator(_utc)]
+Person = Annotated[str | None, BeforeValidator(_person)]
 RepositoryName = Annotated[str, AfterValidator(_repository)]
 
 
@@ -68,7 +77,7 @@ class Comment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     body: Text
-    author: Text | None = None
+    author: Person = None
     created_at: Timestamp | None = None
 
 
@@ -84,7 +93,7 @@ class Item(BaseModel):
     body: Text = ""
     state: State = "open"
     url: Text = ""
-    author: Text | None = None
+    author: Person = None
     labels: tuple[Text, ...] = ()
     comments: tuple[Comment, ...] | None = None  # None: the source does not tell
     comments_count: int | None = Field(default=None, ge=0, le=MAX_NUMBER)
@@ -145,11 +154,13 @@ def capped_comments(bodies: list[str]) -> tuple[str, ...]:
 
 
 def parse_item(value: object) -> Item:
-    """One JSON value to an item; raises Rejected with every reason, in words."""
+    """One JSON value to an item; raises Rejected with the reasons in words."""
     try:
         return Item.model_validate(value)
     except ValidationError as error:
-        raise Rejected("; ".join(_reason(detail) for detail in error.errors(include_url=False))) from error
+        details = error.errors(include_url=False)
+        more = f" and {len(details) - MAX_REASONS} more" if len(details) > MAX_REASONS else ""
+        raise Rejected("; ".join(map(_reason, details[:MAX_REASONS])) + more) from error
 
 
 def _reason(detail: Mapping[str, Any]) -> str:
@@ -252,7 +263,6 @@ class DueItem:
     state: State
     title: str
     body: str
-    labels: tuple[str, ...]
     comments: tuple[str, ...]
     content_hash: bytes
     partition_at: datetime

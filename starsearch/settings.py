@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     since: datetime | None = Field(None, description="How far back a first crawl reaches; default: one day.")
     repositories: Annotated[tuple[str, ...], NoDecode] = Field((), description="What a crawl follows when none is named; comma-separated.")
 
+    prefect_api_url: str | None = Field(
+        None, validation_alias="PREFECT_API_URL", description="Prefect's own setting; unset: flows start a server themselves."
+    )
+
     @field_validator("repositories", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

@@ -20,6 +20,7 @@ _NOISE = re.compile(r"<!--.*?-->|```.*?(?:```|\Z)|!\[[^\]]*\]\([^)]*\)|</?[a-zA-
 _LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*[^)]*\)")
 _LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|[-*+>]\s+(?:\[[ xX]\]\s*)?|\d+[.)]\s+|\|)")
 _SENTENCE_END = re.compile(r"(?<=[.!?。!?])\s+(?=[^\s a-z])")
+_TAG_LINE = re.compile(r"^\s*</?[a-z]+(?: [^>]*)?>\s*$", re.MULTILINE)
 _WORD = re.compile(r"[^\W_]{2,}")
 _STOP = frozenset(
     "the and for are was were been with that this from have has had not but you your can will would could should there their "
@@ -36,7 +37,7 @@ class Sentence(NamedTuple):
 
 def summarize(text: str) -> str:
     """The text's most central sentences in their own order; the first line is its title and is not repeated."""
-    title, _, body = text.strip().partition("\n")
+    title, _, body = _TAG_LINE.sub("", text).strip().partition("\n")
     sentences = _sentences(body)
     if not sentences:
         return _cut(" ".join(body.split()) or title)

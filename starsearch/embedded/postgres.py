@@ -53,6 +53,14 @@ class Place:
         return self.folder / "data"
 
     @property
+    def pid_file(self) -> Path:
+        return self.data / "postmaster.pid"
+
+    @property
+    def socket(self) -> Path:
+        return self.sockets / ".s.PGSQL.5432"
+
+    @property
     def ids(self) -> tuple[int, int] | tuple[None, None]:
         """User and group id that the server runs as; None where that is our own."""
         if self.user is None:

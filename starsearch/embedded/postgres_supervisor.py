@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from enum import Enum, auto
 from pathlib import Path
 from typing import IO
 
@@ -46,10 +47,12 @@ def main(locks: str, folder: str, binaries: str, user: str) -> int:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        server = running(place) or launch(place)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        server = running(place) or launch(place)
         try:
-            wait_until_idle(place, server)
+            while watch(place, server) is Ending.SOCKET_LOST:
+                halt(server)
+                server = launch(place)
         finally:
             halt(server)
     return 0
@@ -57,17 +60,22 @@ def main(locks: str, folder: str, binaries: str, user: str) -> int:
 
 def running(place: Place) -> psutil.Process | None:
     """The server of this data folder, if one lives. A pid that now belongs to something else is no server: the file goes."""
-    pid_file = place.data / "postmaster.pid"
-    try:
-        pid = int(pid_file.read_text().split("\n", 1)[0])
-    except (FileNotFoundError, ValueError):
+    pid = _pid(place)
+    if pid is None:
         return None
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process = psutil.Process(pid)
         if is_server(process, place.data):
             return process
-    pid_file.unlink(missing_ok=True)
+    place.pid_file.unlink(missing_ok=True)
     return None
+
+
+def _pid(place: Place) -> int | None:
+    try:
+        return int(place.pid_file.read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None
 
 
 def is_server(process: psutil.Process, data: Path) -> bool:
@@ -126,10 +134,19 @@ def initialize(place: Place) -> None:
     unfinished.rename(place.data)
 
 
-def wait_until_idle(place: Place, server: psutil.Process) -> None:
-    """Returns when the server has ended, or when it has been idle and the exclusive lock keeps new users out."""
+class Ending(Enum):
+    """Why a server is not watched any more."""
+
+    GONE = auto()  # it ended, or its folder was deleted or now belongs to another server
+    IDLE = auto()
+    SOCKET_LOST = auto()  # it lives, but nobody can reach it
+
+
+def watch(place: Place, server: psutil.Process) -> Ending:
+    """Returns when the server cannot or need not go on. When idle, the exclusive lock then keeps new users out."""
     in_use: IO[str] = (place.locks / "users.lock").open("a")
     idle_since = time.monotonic()
+    reachable = False  # a starting server has neither pid file nor socket yet
     while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
         try:
             fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,9 +154,15 @@ def wait_until_idle(place: Place, server: psutil.Process) -> None:
             idle_since = time.monotonic()
         else:
             if time.monotonic() - idle_since > IDLE_SECONDS:
-                return
+                return Ending.IDLE
             fcntl.flock(in_use, fcntl.LOCK_UN)
+        reachable = reachable or place.socket.exists()
+        if reachable and _pid(place) != server.pid:
+            return Ending.GONE
+        if reachable and not place.socket.exists():
+            return Ending.SOCKET_LOST
         time.sleep(CHECK_SECONDS)
+    return Ending.GONE
 
 
 def halt(server: psutil.Process) -> None:

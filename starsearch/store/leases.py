@@ -47,6 +47,12 @@ async def find_due(pool: Pool) -> int:
         return (await connection.execute(statement("due"), {"ids": None, "priority": 0})).rowcount
 
 
+async def count_due(pool: Pool, version_id: int) -> int:
+    async with pool.connection() as connection:
+        row = await (await connection.execute("SELECT count(*) FROM due WHERE version_id = %s", [version_id])).fetchone()
+    return int(row[0]) if row else 0
+
+
 async def release_dead(pool: Pool) -> int:
     """Hand back the leases of workers whose session is gone; returns how many items that were."""
     async with pool.connection() as connection:
@@ -79,7 +85,7 @@ async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = 
               FROM picked, token WHERE due.version_id = %(version)s AND due.item_id = picked.item_id
               RETURNING due.item_id, lease_token, attempts
             )
-            SELECT id, type, state, title, body, labels, comments, content_hash, partition_at, attempts, lease_token
+            SELECT id, type, state, title, body, comments, content_hash, partition_at, attempts, lease_token
             FROM leased JOIN item ON id = item_id ORDER BY id
             """,
             {"version": version_id, "size": size, "worker": worker_number, "lease": LEASE},
@@ -89,10 +95,10 @@ async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = 
 
 
 class _Claimed:
-    def __init__(self, *, lease_token: int, comments: list[dict[str, str]], labels: list[str], **columns: object) -> None:
+    def __init__(self, *, lease_token: int, comments: list[dict[str, str]], **columns: object) -> None:
         self.token = lease_token
         bodies = tuple(comment["body"] for comment in comments)
-        self.item = DueItem(labels=tuple(labels), comments=bodies, **columns)  # type: ignore[arg-type]
+        self.item = DueItem(comments=bodies, **columns)  # type: ignore[arg-type]
 
 
 async def next_retry(pool: Pool, version_id: int) -> datetime | None:

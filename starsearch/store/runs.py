@@ -66,3 +66,12 @@ async def settle(connection: AsyncConnection, calls: Sequence[Call]) -> None:
             [call.completion_tokens for call in calls],
         ],
     )
+
+
+async def rejections(pool: Pool, run_id: int, *, limit: int) -> list[tuple[str, int, str]]:
+    """(source, line, reason) of a run's first rejected lines."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT source, line, reason FROM rejection WHERE run_id = %s ORDER BY ctid LIMIT %s", [run_id, limit]
+        )
+        return [(source, line, reason) for source, line, reason in await cursor.fetchall()]

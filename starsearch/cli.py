@@ -1,0 +1,362 @@
+"""The `starsearch` command: the same functions that the flows wrap, in this process, without Prefect.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a precondition is missing and the message says what to do. Results go to stdout,
+everything else to stderr. Imports stand in the functions, so that a command starts in a second.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from starsearch.errors import PreconditionMissing, StarsearchError
+from starsearch.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from starsearch.pipeline import Run
+    from starsearch.services import Store
+
+app = typer.Typer(
+    help="Know what is going on across GitHub: crawl, summarize, embed, search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Result = TypeVar("Result")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+NoDigest = Annotated[bool, typer.Option("--no-digest", help="Store items only; digest them later.")]
+
+
+class Mode(StrEnum):
+    hybrid = "hybrid"
+    vector = "vector"
+    text = "text"
+
+
+class Type(StrEnum):
+    issue = "issue"
+    pull_request = "pull_request"
+
+
+class State(StrEnum):
+    open = "open"
+    closed = "closed"
+    merged = "merged"
+
+
+def main() -> None:
+    """Entry point; turns our errors into a message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except StarsearchError as error:
+        from starsearch.terminal import safe
+
+        typer.echo(f"starsearch: {safe(str(error))}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("starsearch: stopped; run the same command again to go on", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Check every precondition; each red line says what to do."""
+    exit_code = _run(_doctor(read_settings(), json))
+    raise typer.Exit(exit_code)
+
+
+async def _doctor(settings: Settings, json: bool) -> int:
+    from starsearch.doctor import checks
+    from starsearch.terminal import out, print_json, safe
+
+    found = []
+    marks = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "error": "[red]error  [/]"}
+    async for check in checks(settings):
+        found.append(check)
+        if not json:
+            out.print(f"{marks[check.level]} {check.name:<11}", end="")
+            out.print(safe(check.message), markup=False, soft_wrap=True)
+    if json:
+        print_json([vars(check) for check in found])
+    return PreconditionMissing.exit_code if any(check.level == "error" for check in found) else 0
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date. Safe from many processes at once."""
+    _run(_migrate(read_settings()))
+
+
+async def _migrate(settings: Settings) -> None:
+    from starsearch.services import database_address
+    from starsearch.store.database import connect
+    from starsearch.store.migrate import migrate
+
+    async with database_address(settings) as dsn, await connect(dsn) as connection:
+        applied = await migrate(connection, allow_old_pgvector=settings.allow_old_pgvector)
+    typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[Path], typer.Argument(help="JSON Lines, plain or .gz; - is standard input.")],
+    no_digest: NoDigest = False,
+    json: Json = False,
+) -> None:
+    """Store items from files, then summarize and embed what is new."""
+    for path in files:
+        if str(path) != "-" and not path.is_file():
+            raise typer.BadParameter(f"{path} is not a file", param_hint="FILE")
+    _run(_ingest(read_settings(), files, no_digest, json))
+
+
+async def _ingest(settings: Settings, files: list[Path], no_digest: bool, json: bool) -> None:
+    from starsearch.jsonl import read_items
+    from starsearch.pipeline import ingest
+
+    async def work(store: "Store", run: "Run") -> None:
+        for path in files:
+            await ingest(store, read_items(path), run)
+        await _report_rejections(store, run)
+        if not no_digest:
+            await _digest_due(settings, store, run)
+
+    await _recorded(settings, "ingest", work, json)
+
+
+@app.command()
+def crawl(
+    repo: Annotated[list[str] | None, typer.Option(help="owner/name; repeatable. Default: STARSEARCH_REPOSITORIES.")] = None,
+    no_digest: NoDigest = False,
+    json: Json = False,
+) -> None:
+    """Fetch what changed on GitHub since the last crawl, then summarize and embed it."""
+    settings = read_settings()
+    repositories = repo or list(settings.repositories)
+    if not repositories:
+        raise typer.BadParameter("name at least one, or set STARSEARCH_REPOSITORIES", param_hint="--repo")
+    _run(_crawl(settings, repositories, no_digest, json))
+
+
+async def _crawl(settings: Settings, repositories: list[str], no_digest: bool, json: bool) -> None:
+    from starsearch.github.rest import open_source
+    from starsearch.pipeline import crawl
+
+    failed: dict[str, str] = {}
+
+    async def work(store: "Store", run: "Run") -> None:
+        async with open_source(settings.github_rest_url, settings.github_token) as source:
+            failed.update(await crawl(store, source, repositories, run, since=settings.since))
+            typer.echo(f"{source.quota}", err=True)
+        await _report_rejections(store, run)
+        if not no_digest:
+            await _digest_due(settings, store, run)
+
+    await _recorded(settings, "crawl", work, json)
+    if failed:
+        reasons = "; ".join(f"{repo}: {reason}" for repo, reason in failed.items())
+        raise StarsearchError(f"{len(failed)} of {len(repositories)} repositories were not crawled, and join the next crawl: {reasons}")
+
+
+@app.command()
+def digest(json: Json = False) -> None:
+    """Summarize and embed everything that is due, here and now."""
+    settings = read_settings()
+
+    async def work(store: "Store", run: "Run") -> None:
+        await _digest_due(settings, store, run)
+
+    _run(_recorded(settings, "digest", work, json))
+
+
+async def _digest_due(settings: Settings, store: "Store", run: "Run") -> None:
+    from starsearch.pipeline import digest
+    from starsearch.services import open_engines
+
+    async with open_engines(settings) as engines:
+        await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
+
+
+async def _recorded(settings: Settings, kind: str, work: Any, json: bool) -> None:
+    """Do `work` as a recorded run with progress bars, and print what it did, even where it ends in an error."""
+    from starsearch.pipeline import recorded_run
+    from starsearch.services import open_store
+    from starsearch.terminal import print_counts, print_json, progress_bars
+
+    async with open_store(settings) as store:
+        run = None
+        try:
+            with progress_bars() as progress:
+                async with recorded_run(store, kind, progress) as run:
+                    await work(store, run)
+        finally:
+            if run:
+                (print_json if json else print_counts)(run.counts.as_dict())
+
+
+async def _report_rejections(store: "Store", run: "Run") -> None:
+    from starsearch.store.runs import rejections
+
+    shown = 10
+    if not run.counts.rejected:
+        return
+    for source, line, reason in await rejections(store.pool, run.id, limit=shown):
+        typer.echo(f"rejected {source}:{line}: {reason}", err=True)
+    if run.counts.rejected > shown:
+        typer.echo(f"… and {run.counts.rejected - shown:,} more; all are in the table `rejection`, run {run.id}", err=True)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A question, or words.")],
+    mode: Annotated[Mode, typer.Option(help="By meaning and words, meaning only, or words only.")] = Mode.hybrid,
+    repo: Annotated[str | None, typer.Option(help="owner/name")] = None,
+    type: Annotated[Type | None, typer.Option(help="issue or pull_request")] = None,  # noqa: A002 - the option's name
+    state: Annotated[State | None, typer.Option(help="open, closed or merged")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Created on this day (UTC) or later.", formats=["%Y-%m-%d"])] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100)] = 10,
+    json: Json = False,
+) -> None:
+    """Find items by what they mean."""
+    if not query.strip():
+        raise typer.BadParameter("is empty", param_hint="QUERY")
+    from starsearch.models import Filters
+
+    filters = Filters(repo, type and type.value, state and state.value, since and since.replace(tzinfo=UTC))
+    _run(_search(read_settings(), query, mode.value, filters, limit, json))
+
+
+async def _search(settings: Settings, query: str, mode: Any, filters: Any, limit: int, json: bool) -> None:
+    from starsearch.finder import open_finder
+    from starsearch.store.search import hit_as_dict
+    from starsearch.terminal import err, print_hits, print_json
+
+    async with open_finder(settings) as finder:
+        hits = await finder.find(query, mode=mode, filters=filters, limit=limit)
+        version = finder.version.fingerprint[:12]
+    if json:
+        print_json({"query": query, "mode": mode, "index_version": version, "hits": [hit_as_dict(hit) for hit in hits]})
+    elif hits:
+        print_hits(hits)
+    else:
+        err.print("nothing found")
+
+
+@app.command()
+def status(
+    json: Json = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 when incomplete or late.")] = False,
+    max_lag: Annotated[str, typer.Option(help="With --check: oldest allowed last crawl, such as 90m, 2h or 1d.")] = "2h",
+) -> None:
+    """Completeness: known = stored = summarized = embedded + dead letters, with every gap named."""
+    seconds = _duration(max_lag)
+    found = _run(_status(read_settings(), json))
+    late = found.freshness_seconds is None or found.freshness_seconds > seconds
+    if check and (late or not found.complete):
+        typer.echo(f"starsearch: {'late' if late else 'incomplete'}", err=True)
+        raise typer.Exit(1)
+
+
+async def _status(settings: Settings, json: bool) -> Any:
+    from starsearch.audit import read_status
+    from starsearch.services import open_store
+    from starsearch.terminal import print_json, print_status
+
+    async with open_store(settings) as store:
+        found = await read_status(store.pool)
+    if json:
+        print_json(found.as_dict())
+    else:
+        print_status(found)
+    return found
+
+
+def _duration(text: str) -> int:
+    units = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+    if text[:-1].isdigit() and text[-1:] in units:
+        return int(text[:-1]) * units[text[-1]]
+    raise typer.BadParameter("a number and a unit: 30s, 90m, 2h, 1d", param_hint="--max-lag")
+
+
+@app.command()
+def explain(
+    url: Annotated[str, typer.Argument(help="The item's GitHub URL, or owner/name#number.")], json: Json = False
+) -> None:
+    """Where a digest came from: content hash, prompt version, model, run, tokens, times."""
+    from starsearch.explain import parse_address
+
+    address = parse_address(url)
+    if address is None:
+        raise typer.BadParameter("expected a GitHub issue or pull request URL, or owner/name#number", param_hint="URL")
+    _run(_explain(read_settings(), address, json))
+
+
+async def _explain(settings: Settings, address: dict[str, Any], json: bool) -> None:
+    from starsearch.explain import explain
+    from starsearch.services import open_store
+    from starsearch.terminal import print_fields, print_json
+
+    async with open_store(settings) as store:
+        found = await explain(store.pool, address)
+    if found is None:
+        raise StarsearchError(f"{address['repo']}#{address['number']} is not stored: `starsearch crawl --repo {address['repo']}`")
+    if json:
+        print_json(found)
+    else:
+        print_fields(found)
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON Lines: question, url, also_ok.")],
+    json: Json = False,
+) -> None:
+    """Measure search: recall@1, recall@10 and MRR of each mode, on questions whose right item is known."""
+    _run(_evaluate(read_settings(), file, json))
+
+
+async def _evaluate(settings: Settings, file: Path, json: bool) -> None:
+    from starsearch.evaluate import evaluate, read_questions
+    from starsearch.finder import open_finder
+    from starsearch.terminal import print_json, print_measures, progress_bars
+
+    questions = read_questions(file)
+    async with open_finder(settings) as finder:
+        with progress_bars() as progress:
+            result = await evaluate(finder, questions, lambda done: progress("ask", done, len(questions)))
+    (print_json if json else print_measures)(result)
+
+
+@app.command()
+def engine(
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: Annotated[str, typer.Option()] = "127.0.0.1"
+) -> None:
+    """Serve the embedded engine: an OpenAI-compatible API that needs no GPU. GET /requests tells how many it answered."""
+    import uvicorn
+
+    from starsearch.embedded.engine import EmbeddedEngine
+
+    settings = read_settings()
+    typer.echo(f"embedded engine on http://{host}:{port}/v1", err=True)
+    uvicorn.run(EmbeddedEngine(settings.home / "cache").app, host=host, port=port, log_level="warning")
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    return asyncio.run(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""One line per precondition, red ones with their fix."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+import httpx2
+
+from starsearch.errors import StarsearchError
+from starsearch.services import database_address, open_embedding, open_llm
+from starsearch.settings import Settings
+
+
+@dataclass(frozen=True)
+class Check:
+    """`level` warning: some commands work without it."""
+
+    name: str
+    level: Literal["ok", "warning", "error"]
+    message: str
+
+
+async def checks(settings: Settings) -> AsyncIterator[Check]:
+    yield await _database(settings)
+    yield await _engine(settings, "summaries")
+    yield await _engine(settings, "embeddings")
+    yield await _github(settings)
+    yield await _prefect(settings)
+
+
+async def _database(settings: Settings) -> Check:
+    from starsearch.store.database import connect, describe
+    from starsearch.store.migrate import check_pgvector, pending
+
+    try:
+        async with database_address(settings) as dsn, await connect(dsn) as connection:
+            pgvector = await check_pgvector(connection, allow_old=settings.allow_old_pgvector)
+            missing = len(await pending(connection))
+            server = connection.info.server_version
+    except StarsearchError as error:
+        return Check("database", "error", str(error))
+    kind = "" if settings.database_url else "embedded "
+    schema = f"{missing} migrations missing: run `starsearch migrate`" if missing else "schema up to date"
+    where = describe(dsn)
+    message = f"{kind}PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}, {schema}, {where}"
+    return Check("database", "warning" if missing else "ok", message)
+
+
+async def _engine(settings: Settings, name: Literal["summaries", "embeddings"]) -> Check:
+    from starsearch.inference.embed import measure_dimensions
+
+    try:
+        if name == "summaries":
+            async with open_llm(settings) as engine:
+                context = f", {engine.context_tokens:,} tokens of context" if engine.context_tokens else ""
+                return Check(name, "ok", f"{engine.model} at {engine.base_url}{context}")
+        async with open_embedding(settings) as engine:
+            dimensions = await measure_dimensions(engine, settings.embedding_dimensions)
+            return Check(name, "ok", f"{engine.model} at {engine.base_url}, {dimensions} dimensions")
+    except StarsearchError as error:
+        return Check(name, "error", str(error))
+
+
+async def _github(settings: Settings) -> Check:
+    from starsearch.github.rest import open_source
+
+    try:
+        async with open_source(settings.github_rest_url, settings.github_token) as source:
+            await source.ping()
+    except StarsearchError as error:
+        return Check("GitHub", "warning", str(error))
+    credential = "with a token" if settings.github_token else "without a token (STARSEARCH_GITHUB_TOKENS allows 5,000 an hour)"
+    return Check("GitHub", "ok", f"{source.quota}, {credential}")
+
+
+async def _prefect(settings: Settings) -> Check:
+    if not settings.prefect_api_url:
+        return Check("Prefect", "ok", "no PREFECT_API_URL: flows start a server of their own; commands need none")
+    try:
+        async with httpx2.AsyncClient(timeout=5) as http:
+            (await http.get(f"{settings.prefect_api_url.rstrip('/')}/health")).raise_for_status()
+    except httpx2.HTTPError as error:
+        return Check("Prefect", "warning", f"{settings.prefect_api_url} does not answer ({error}): start it, or unset PREFECT_API_URL")
+    return Check("Prefect", "ok", settings.prefect_api_url)

@@ -1,0 +1,57 @@
+"""How often search finds the right item: questions with the right URL to recall@1, recall@10 and MRR per mode."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starsearch.errors import StarsearchError
+from starsearch.finder import Finder
+from starsearch.store.search import MODES
+
+DEPTH = 100  # a right item below this rank counts as not found
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    right: frozenset[str]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """JSON Lines of {question, url, also_ok?}; raises StarsearchError naming the bad line."""
+    questions = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                questions.append(Question(row["question"], frozenset([row["url"], *(row.get("also_ok") or [])])))
+            except (ValueError, KeyError, TypeError) as error:
+                raise StarsearchError(f"{path.name}:{number}: expected an object with question and url: {error!r}") from error
+    if not questions:
+        raise StarsearchError(f"{path.name} holds no questions")
+    return questions
+
+
+async def evaluate(
+    finder: Finder, questions: Sequence[Question], progress: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
+    """{questions, modes: {mode: {recall_at_1, recall_at_10, mrr}}}; mrr is over the first 100 hits."""
+    ranks: dict[str, list[int | None]] = {mode: [] for mode in MODES}
+    for done, question in enumerate(questions, 1):
+        for mode in MODES:
+            hits = await finder.find(question.text, mode=mode, limit=DEPTH)
+            ranks[mode].append(next((rank for rank, hit in enumerate(hits, 1) if hit.url in question.right), None))
+        progress(done)
+    return {"questions": len(questions), "modes": {mode: measures(found) for mode, found in ranks.items()}}
+
+
+def measures(ranks: Sequence[int | None]) -> dict[str, float]:
+    """ranks: of the first right hit of each question, from 1; None where there was none."""
+    found = [rank for rank in ranks if rank]
+    return {
+        "recall_at_1": round(sum(rank == 1 for rank in found) / len(ranks), 4),
+        "recall_at_10": round(sum(rank <= 10 for rank in found) / len(ranks), 4),
+        "mrr": round(sum(1 / rank for rank in found) / len(ranks), 4),
+    }

@@ -1,0 +1,158 @@
+"""Issues and pull requests of a handful of repositories over GitHub's REST API, with or without a token.
+
+One listing holds both: GET /repos/{owner}/{repo}/issues, newest update first, so that what changes while pages are read moves
+to the front and is seen twice rather than missed. The checkpoint is the newest update of the FIRST page and is yielded only
+with the last one. https://docs.github.com/rest/issues/issues#list-repository-issues
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from starsearch.errors import RateLimited, Rejected, SourceUnavailable, StarsearchError
+from starsearch.models import Checkpoint, Chunk, Item, Rejection, parse_item
+
+SOURCE = "github-rest"
+PAGE_SIZE = 100  # GitHub's largest
+OVERLAP = timedelta(seconds=60)  # replicas of GitHub lag; what is read twice is unchanged and costs nothing
+FIRST_REACH = timedelta(days=1)
+TRIES = 3
+TIMEOUT_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Quota:
+    """What GitHub said last about this credential's requests; None until it has answered once."""
+
+    limit: int | None = None
+    remaining: int | None = None
+    resets_at: datetime | None = None
+
+    def read(self, headers: Mapping[str, str]) -> None:
+        if "x-ratelimit-remaining" in headers:
+            self.limit = int(headers.get("x-ratelimit-limit", 0))
+            self.remaining = int(headers["x-ratelimit-remaining"])
+            self.resets_at = datetime.fromtimestamp(int(headers.get("x-ratelimit-reset", 0)), UTC)
+
+    def __str__(self) -> str:
+        if self.remaining is None:
+            return "GitHub did not say how many requests are left"
+        return f"{self.remaining} of {self.limit} GitHub requests left until {self.resets_at:%H:%M} UTC"
+
+
+class RestSource:
+    """Yields chunks of one repository and says how far it got. Raises StarsearchError for a repository it cannot read."""
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+        self.quota = Quota()
+        self.requests = 0
+
+    async def ping(self) -> None:
+        """Ask for the quota, which costs none of it; raises SourceUnavailable where GitHub does not answer."""
+        await self._get("/rate_limit")
+
+    async def items(
+        self, checkpoint: Checkpoint, *, since: datetime | None = None, newest: int | None = None
+    ) -> AsyncIterator[Chunk]:
+        """What changed since the checkpoint; without one, since `since`, or the `newest` items of any age."""
+        started = datetime.now(UTC)
+        start = checkpoint.high_water or since or started - FIRST_REACH
+        parameters = {"state": "all", "sort": "updated", "direction": "desc", "per_page": str(min(newest or PAGE_SIZE, PAGE_SIZE))}
+        if not newest:
+            parameters["since"] = f"{start - OVERLAP:%Y-%m-%dT%H:%M:%SZ}"
+        url: str | None = str(httpx2.URL(f"/repos/{checkpoint.repo}/issues", params=parameters))
+        high_water: datetime | None = None
+        while url:
+            response = await self._get(url)
+            items, rejections = _parse_page(response.json(), checkpoint)
+            high_water = high_water or max((item.updated_at for item in items if item.updated_at), default=start)
+            url = None if newest else self._next(response)
+            done = None if url else Checkpoint(checkpoint.repo, SOURCE, max(high_water, start) if not newest else high_water)
+            yield Chunk(tuple(items), tuple(rejections), done, name=checkpoint.repo)
+
+    def _next(self, response: httpx2.Response) -> str | None:
+        """The Link header's next page; only on the same host, because the token goes with it."""
+        url = response.links.get("next", {}).get("url")
+        if url and urlsplit(url).netloc != urlsplit(str(self._http.base_url)).netloc:
+            raise StarsearchError(f"{response.url.host} links its next page to another host: {urlsplit(url).netloc}")
+        return url
+
+    async def _get(self, url: str) -> httpx2.Response:
+        for attempt in range(1, TRIES + 1):
+            try:
+                self.requests += 1
+                response = await self._http.get(url)
+            except httpx2.TransportError as error:
+                if attempt == TRIES or isinstance(error, httpx2.ConnectError):
+                    raise SourceUnavailable(
+                        f"{self._http.base_url.host} does not answer ({error}): check the network or STARSEARCH_GITHUB_REST_URL, "
+                        "or use `starsearch ingest FILE`"
+                    ) from error
+                continue
+            self.quota.read(response.headers)
+            if response.status_code < 500:
+                return self._checked(response)
+            await asyncio.sleep(2**attempt / 4)
+        raise StarsearchError(f"{response.url.path} answered {response.status_code} {TRIES} times")
+
+    def _checked(self, response: httpx2.Response) -> httpx2.Response:
+        if response.status_code in {403, 429} and ("retry-after" in response.headers or self.quota.remaining == 0):
+            raise RateLimited(f"{self.quota}; a token (STARSEARCH_GITHUB_TOKENS) allows 5,000 an hour", self.quota.resets_at)
+        if response.status_code == 401:
+            raise SourceUnavailable("GitHub refuses the token: correct STARSEARCH_GITHUB_TOKENS, GH_TOKEN or GITHUB_TOKEN")
+        if response.status_code >= 400:
+            reason = {404: "not found, or private", 410: "its issues are switched off", 451: "blocked for legal reasons"}
+            said = reason.get(response.status_code, "")
+            raise StarsearchError(f"{response.url.path} answered {response.status_code} {said}".strip())
+        return response
+
+
+@asynccontextmanager
+async def open_source(
+    base_url: str, token: str | None = None, *, transport: httpx2.AsyncBaseTransport | None = None
+) -> AsyncIterator[RestSource]:
+    headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28", "User-Agent": "starsearch"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    async with httpx2.AsyncClient(
+        base_url=base_url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True, transport=transport
+    ) as http:
+        yield RestSource(http)
+
+
+def _parse_page(page: list[Any], checkpoint: Checkpoint) -> tuple[list[Item], list[Rejection]]:
+    items: list[Item] = []
+    rejections: list[Rejection] = []
+    for position, row in enumerate(page, 1):
+        try:
+            items.append(parse_item(_fields(row, checkpoint)))
+        except (Rejected, KeyError, TypeError, AttributeError) as error:
+            rejections.append(Rejection(position, str(error)))
+    return items, rejections
+
+
+def _fields(row: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    pull_request = row.get("pull_request")
+    copied = ("number", "title", "body", "state", "node_id", "created_at", "updated_at", "closed_at")
+    return {key: row.get(key) for key in copied} | {
+        "repo": checkpoint.repo,
+        "host": checkpoint.host,
+        "type": "pull_request" if pull_request else "issue",
+        "url": row.get("html_url"),
+        "author": (row.get("user") or {}).get("login"),
+        "labels": [label["name"] if isinstance(label, dict) else label for label in row.get("labels", [])],
+        "comments_count": row.get("comments"),
+        "merged_at": (pull_request or {}).get("merged_at"),
+        # of a pull request this listing tells the issue's id, which is not the one GraphQL knows it by
+        "database_id": None if pull_request else row.get("id"),
+    }

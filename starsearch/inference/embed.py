@@ -1,0 +1,62 @@
+"""Texts to unit vectors, by the engine's embeddings endpoint."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import openai
+from numpy.typing import NDArray
+
+from starsearch.errors import DigestFailed, VersionMismatch
+from starsearch.inference.client import Engine, translate
+
+Vectors = NDArray[np.float32]
+
+
+async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None) -> tuple[Vectors, int]:
+    """Vectors: (n, dimensions) float32, unit length, in the order of `texts`; and the tokens read. One request.
+
+    `dimensions` is sent only where configured, because models that cannot shorten their vectors answer 400. base64 is a
+    twelfth of the client's CPU of a list of numbers; engines that ignore it and send a list are understood too.
+    """
+    extra: dict[str, Any] = {"dimensions": dimensions} if dimensions else {}
+    try:
+        answer = await engine.client.embeddings.create(
+            model=engine.model, input=list(texts), encoding_format="base64", **extra
+        )
+    except openai.OpenAIError as error:
+        raise translate(error) from error
+    rows = sorted(answer.data, key=lambda row: row.index)
+    if len(rows) != len(texts):
+        raise DigestFailed("unreadable answer", f"{len(rows)} vectors for {len(texts)} texts")
+    try:
+        vectors = np.stack([_decode(row.embedding) for row in rows])
+    except (ValueError, binascii.Error) as error:
+        raise DigestFailed("unreadable answer", f"vectors: {error}") from error
+    if dimensions and vectors.shape[1] != dimensions:
+        raise VersionMismatch(
+            f"{engine.model} gives vectors of {vectors.shape[1]} dimensions, not the configured {dimensions}: "
+            "correct STARSEARCH_EMBEDDING_DIMENSIONS, or use a database made for these"
+        )
+    return _unit(vectors), answer.usage.prompt_tokens if answer.usage else 0
+
+
+async def measure_dimensions(engine: Engine, dimensions: int | None) -> int:
+    """How long this engine's vectors are, found by asking for one."""
+    vectors, _ = await embed(engine, ["dimensions"], dimensions=dimensions)
+    return int(vectors.shape[1])
+
+
+def _decode(value: str | Sequence[float]) -> Vectors:
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+    return np.asarray(value, np.float32)
+
+
+def _unit(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise DigestFailed("unusable vector", "zero, infinite or not a number")
+    return (vectors / lengths).astype(np.float32)

@@ -1,0 +1,233 @@
+"""The stages in order, without Prefect: what the flows' tasks and the `starsearch` command both call.
+
+source → store (items, due) → [lease → summarize → embed → one transaction] → search. Nothing is handed on in memory:
+kill it anywhere and run it again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from starsearch.errors import DigestFailed, EngineFailing, EngineUnavailable, LeaseLost, RateLimited, StarsearchError
+from starsearch.github.rest import SOURCE, RestSource
+from starsearch.inference.client import counting
+from starsearch.inference.embed import embed
+from starsearch.inference.prompts import embedded_text
+from starsearch.inference.summarize import summarize, summary_key
+from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
+from starsearch.services import Engines, Store
+from starsearch.store.digests import Digest, Failure, abandon_batch, finish_batch, known_summaries
+from starsearch.store.items import read_checkpoint, store_chunk
+from starsearch.store.leases import Batch, claim, count_due, find_due, next_retry, release_dead, worker
+from starsearch.store.runs import Call, finish_run, intend, start_run
+from starsearch.store.versions import ensure_version
+
+FAILED_BATCHES = 3  # in a row, each whole: then the engine is at fault and the run stops
+MANY = 8  # items; a smaller batch that fails whole says nothing about the engine
+LONGEST_NAP_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int | None], None]  # stage, how many are done, of how many (None: unknown)
+
+
+def no_progress(_stage: str, _done: int, _total: int | None) -> None:
+    """Progress for whoever does not watch."""
+
+
+@dataclass
+class Run:
+    """One run: its number in the database, what it has done so far, and who watches."""
+
+    id: int
+    counts: Counts = field(default_factory=Counts)
+    progress: Progress = no_progress
+
+
+@asynccontextmanager
+async def recorded_run(store: Store, kind: str, progress: Progress = no_progress) -> AsyncIterator[Run]:
+    """A run whose counts are written down however it ends."""
+    run = Run(await start_run(store.pool, kind), progress=progress)
+    started = time.monotonic()
+    try:
+        yield run
+    finally:
+        run.counts.seconds = time.monotonic() - started
+        await finish_run(store.pool, run.id, run.counts)
+
+
+async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:
+    """Store everything a source yields; what changed becomes due."""
+    async for chunk in source:
+        run.counts.add(await store_chunk(store.pool, chunk, run_id=run.id))
+        run.progress("store", run.counts.items, None)
+
+
+async def crawl(
+    store: Store,
+    source: RestSource,
+    repositories: Sequence[str],
+    run: Run,
+    *,
+    since: datetime | None = None,
+    newest: int | None = None,
+) -> dict[str, str]:
+    """Store what changed in each repository; returns the ones that failed, with the reason. They join the next crawl."""
+    failed: dict[str, str] = {}
+    for done, repo in enumerate(repositories, 1):
+        try:
+            checkpoint = await read_checkpoint(store.pool, "github.com", repo, SOURCE)
+            await ingest(store, source.items(checkpoint, since=since, newest=newest), run)
+        except RateLimited as error:
+            failed |= dict.fromkeys(repositories[done - 1 :], str(error))
+            break
+        except StarsearchError as error:
+            if error.exit_code == 3:
+                raise
+            failed[repo] = str(error)
+            log.warning("%s: %s", repo, error)
+        run.progress("crawl", done, len(repositories))
+    return failed
+
+
+async def digest(store: Store, engines: Engines, run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
+    """Summarize and embed everything due. Several processes may do this at once: they share by leases.
+
+    Raises EngineUnavailable or EngineFailing when going on makes no sense; what is due stays due.
+    """
+    version = await ensure_version(store.pool, engines.version)
+    released = await release_dead(store.pool)
+    if released:
+        log.info("%d items were leased by a worker that is gone: due again", released)
+    await find_due(store.pool)
+    slots = asyncio.Semaphore(concurrency)
+    total = await count_due(store.pool, version.id)
+    async with worker(store.dsn) as number:
+        digester = _Digester(store, engines, version, run, number, slots, total)
+        outcomes = await asyncio.gather(*(digester.work() for _ in range(workers)), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+@dataclass
+class _Digester:
+    store: Store
+    engines: Engines
+    version: IndexVersion
+    run: Run
+    worker: int
+    slots: asyncio.Semaphore
+    total: int
+    done: int = 0
+    failed_batches: int = 0
+    stopping: bool = False
+
+    async def work(self) -> None:
+        """Batch after batch until nothing is due, not even for another try."""
+        try:
+            while not self.stopping:
+                batch = await claim(self.store.pool, self.version.id, self.worker)
+                if batch:
+                    await self._digest(batch)
+                elif not await self._wait_for_retry():
+                    return
+        except BaseException:
+            self.stopping = True
+            raise
+
+    async def _wait_for_retry(self) -> bool:
+        retry_at = await next_retry(self.store.pool, self.version.id)
+        if retry_at is None:
+            return False
+        seconds = (retry_at - datetime.now(UTC)).total_seconds()
+        await asyncio.sleep(min(max(seconds, 0.1), LONGEST_NAP_SECONDS))
+        return True
+
+    async def _digest(self, batch: Batch) -> None:
+        if self.failed_batches >= FAILED_BATCHES:
+            await abandon_batch(self.store.pool, batch, [])
+            raise EngineFailing(
+                f"{FAILED_BATCHES} whole batches in a row failed: see `starsearch status` for the reasons, and the engine's log; "
+                "what is due stays due"
+            )
+        ledger: list[Call] = []
+        try:
+            digests, failures = await self._ask(batch, ledger)
+        except BaseException:
+            await abandon_batch(self.store.pool, batch, ledger)
+            raise
+        finally:
+            self.run.counts.llm_requests += sum(call.requests for call in ledger if call.purpose == "summary")
+        try:
+            counts = await finish_batch(
+                self.store.pool, self.version, batch, digests, failures, ledger, run_id=self.run.id
+            )
+        except LeaseLost as error:
+            log.warning("%s", error)
+            return
+        self.failed_batches = self.failed_batches + 1 if not digests and len(failures) >= MANY else 0
+        self.run.counts.add(counts)
+        self.done += counts.embedded + counts.dead_letters
+        self.run.progress("digest", self.done, self.total)
+
+    async def _ask(self, batch: Batch, ledger: list[Call]) -> tuple[list[Digest], list[Failure]]:
+        """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request."""
+        keys = {item.id: summary_key(self.engines.llm, item) for item in batch.items}
+        summaries = await known_summaries(self.store.pool, list(keys.values()))
+        missing = {keys[item.id]: item for item in batch.items if keys[item.id] not in summaries}
+        ledger += [Call("summary", self.engines.llm.model, 1) for _ in missing]
+        ledger.append(Call("embedding", self.engines.embedding.model, len(batch.items)))
+        await intend(self.store.pool, self.run.id, batch.token, ledger)
+        answers = await asyncio.gather(
+            *(self._summarize(item, call) for item, call in zip(missing.values(), ledger, strict=False))
+        )
+        outcomes: dict[bytes, Summary | DigestFailed] = summaries | dict(zip(missing, _blame(answers), strict=True))
+        pairs = [(item, outcomes[keys[item.id]]) for item in batch.items]
+        failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
+        summarized = [(item, o) for item, o in pairs if isinstance(o, Summary)]
+        digests, not_embedded = await self._embed(summarized, ledger[-1])
+        return digests, failures + not_embedded
+
+    async def _summarize(self, item: DueItem, call: Call) -> Summary | DigestFailed | EngineUnavailable:
+        async with self.slots:
+            with counting() as requests:
+                try:
+                    summary = await summarize(self.engines.llm, item)
+                except (DigestFailed, EngineUnavailable) as error:
+                    call.outcome = getattr(error, "reason", "no answer")
+                    return error
+                finally:
+                    call.requests = requests.count
+        call.prompt_tokens, call.completion_tokens = summary.prompt_tokens, summary.completion_tokens
+        return summary
+
+    async def _embed(self, pairs: Sequence[tuple[DueItem, Summary]], call: Call) -> tuple[list[Digest], list[Failure]]:
+        if not pairs:
+            return [], []
+        texts = [embedded_text(item.title, summary.text) for item, summary in pairs]
+        with counting() as requests:
+            try:
+                vectors, call.prompt_tokens = await embed(self.engines.embedding, texts, dimensions=self.engines.dimensions)
+            except DigestFailed as error:
+                call.outcome = error.reason
+                return [], [Failure(item, "embed", error) for item, _ in pairs]
+            finally:
+                call.requests = requests.count
+        return [Digest(item, summary, np.asarray(v)) for (item, summary), v in zip(pairs, vectors, strict=True)], []
+
+
+def _blame(
+    answers: Sequence[Summary | DigestFailed | EngineUnavailable],
+) -> list[Summary | DigestFailed]:
+    """One lost connection is that item's bad luck; when nobody got an answer, the engine is gone."""
+    gone = [answer for answer in answers if isinstance(answer, EngineUnavailable)]
+    if gone and len(gone) == len(answers):
+        raise gone[0]
+    return [DigestFailed("no answer", str(a)) if isinstance(a, EngineUnavailable) else a for a in answers]

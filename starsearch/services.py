@@ -1,0 +1,136 @@
+"""What the settings mean: the database and the engines, opened and closed.
+
+Reads nothing from the environment itself; tasks/ and the command pass a Settings value.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starsearch.inference.client import Engine, open_client, preflight
+from starsearch.inference.embed import measure_dimensions
+from starsearch.inference.prompts import PROMPT_VERSION, TEXT_RECIPE
+from starsearch.models import IndexVersion
+from starsearch.settings import Settings
+from starsearch.store.database import Pool, open_database
+
+
+@dataclass(frozen=True)
+class Store:
+    """dsn: for sessions of their own, such as a worker's; pool: for everything else."""
+
+    dsn: str
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The chat engine, the embedding engine, and the index version that they make together."""
+
+    llm: Engine
+    embedding: Engine
+    version: IndexVersion
+    dimensions: int | None  # sent with each embedding request; None: not sent
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The configured PostgreSQL, or the embedded one, started where it is down; its schema is up to date."""
+    async with database_address(settings) as dsn:
+        size = settings.workers + 3
+        async with open_database(dsn, size=size, allow_old_pgvector=settings.allow_old_pgvector) as pool:
+            yield Store(dsn, pool)
+
+
+@asynccontextmanager
+async def database_address(settings: Settings) -> AsyncIterator[str]:
+    if settings.database_url:
+        yield settings.database_url.get_secret_value()
+        return
+    from starsearch.embedded import postgres
+
+    server = await asyncio.to_thread(postgres.start, settings.home)
+    try:
+        yield server.dsn
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
+    """Both engines, checked: they answer and serve the models. Raises a PreconditionMissing that says what to do."""
+    async with open_llm(settings) as llm, open_embedding(settings) as embedding:
+        dimensions = await _dimensions(settings, embedding)
+        version = IndexVersion(
+            embedding_model=embedding.model,
+            embedding_revision=_revision(settings),
+            dimensions=dimensions,
+            text_recipe=TEXT_RECIPE,
+            summary_model=llm.model,
+            prompt_version=PROMPT_VERSION,
+            embedding_base_url=settings.embedding_base_url,
+        )
+        yield Engines(llm, embedding, version, settings.embedding_dimensions)
+
+
+@asynccontextmanager
+async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
+    if settings.llm_base_url:
+        async with open_client(
+            settings.llm_base_url, key=settings.llm_key, timeout_seconds=settings.engine_timeout_seconds
+        ) as client:
+            yield await preflight(client, settings.llm_model, purpose="LLM")
+        return
+    from starsearch.embedded.extractive import MODEL
+
+    async with _embedded(settings, settings.llm_model or MODEL, "LLM") as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def open_embedding(settings: Settings, version: IndexVersion | None = None) -> AsyncIterator[Engine]:
+    """The engine that embeds. With a version from the database: the one that made its vectors, wherever it serves now."""
+    base_url, model = settings.embedding_base_url, settings.embedding_model
+    if version and model != version.embedding_model:
+        base_url, model = base_url or version.embedding_base_url, version.embedding_model
+    if base_url:
+        async with open_client(
+            base_url, key=settings.embedding_key, timeout_seconds=settings.engine_timeout_seconds
+        ) as client:
+            yield await preflight(client, model, purpose="EMBEDDING")
+        return
+    from starsearch.embedded.minilm import MODEL
+
+    async with _embedded(settings, model or MODEL, "EMBEDDING") as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def _embedded(settings: Settings, model: str, purpose: str) -> AsyncIterator[Engine]:
+    """The embedded engine, in this process: the same client and the same path as a remote one, without a port."""
+    import httpx2
+
+    from starsearch.embedded.engine import BASE_URL, EmbeddedEngine
+
+    engine = EmbeddedEngine(settings.home / "cache")
+    async with open_client(BASE_URL, transport=httpx2.ASGITransport(app=engine.app)) as client:
+        yield await preflight(client, model, purpose=purpose)
+
+
+async def _dimensions(settings: Settings, embedding: Engine) -> int:
+    if not settings.embedding_base_url:
+        from starsearch.embedded.minilm import DIMENSIONS
+
+        if settings.embedding_dimensions in {None, DIMENSIONS}:
+            return DIMENSIONS
+    return await measure_dimensions(embedding, settings.embedding_dimensions)
+
+
+def _revision(settings: Settings) -> str:
+    """The weights' hash where we know it; a remote engine does not tell its own."""
+    if settings.embedding_base_url:
+        return ""
+    from starsearch.embedded.minilm import REVISION
+
+    return REVISION

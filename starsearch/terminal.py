@@ -1,0 +1,114 @@
+"""What a person sees: progress, tables, hits. Progress and messages go to stderr, results to stdout.
+
+Titles and summaries were written by strangers: control characters (a terminal would obey them) are shown as U+FFFD, and rich's
+markup is never interpreted in them.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from starsearch import pipeline
+from starsearch.audit import Status
+from starsearch.models import Hit
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def safe(text: str) -> str:
+    return _CONTROL.sub("\ufffd", text)
+
+
+def print_json(value: object) -> None:
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress_bars() -> Iterator[pipeline.Progress]:
+    """Bars with rate and time left; nothing where stderr is not a terminal."""
+    if not err.is_terminal:
+        yield pipeline.no_progress
+        return
+    columns = (
+        TextColumn("{task.description:>7}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, rate="")
+            task = bars.tasks[tasks[stage]]
+            rate = f"{task.speed:,.0f}/s" if task.speed else ""
+            bars.update(tasks[stage], completed=done, total=total, rate=rate)
+
+        yield report
+
+
+def print_counts(counts: Mapping[str, int | float]) -> None:
+    seconds = counts["seconds"]
+    done = counts["items"] or counts["embedded"] + counts["dead_letters"]
+    rate = f", {done / seconds:,.0f} a second" if seconds and done else ""
+    parts = [f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if name != "seconds"]
+    out.print(f"{', '.join(parts)} in {seconds:,.1f} s{rate}")
+
+
+def print_hits(hits: Sequence[Hit]) -> None:
+    for position, hit in enumerate(hits, 1):
+        kind = hit.type.replace("_", " ")
+        title = Text(f"{position:>2}  ").append(safe(hit.title), style="bold")
+        out.print(title.append(f"  {hit.score:.3f}", style="cyan"))
+        out.print(Text(f"    {hit.repo} #{hit.number} · {kind} · {hit.state} · {safe(hit.url)}", style="dim"))
+        out.print(Text(_indented(safe(hit.summary))))
+
+
+def _indented(summary: str) -> str:
+    text = " ".join(summary.split())
+    return "    " + (text if len(text) <= 240 else text[:240].rsplit(" ", 1)[0] + " …")
+
+
+def print_status(status: Status) -> None:
+    colour = "green" if status.complete else "yellow"
+    out.print(Text("complete" if status.complete else "incomplete", style=f"bold {colour}"))
+    out.print(
+        f"{status.known:,} known, {status.stored:,} stored, {status.summarized:,} summarized, {status.embedded:,} embedded, "
+        f"{status.pending:,} pending, {status.dead_letters:,} dead letters, in {status.repositories:,} repositories"
+    )
+    for gap in status.gaps:
+        out.print(Text(f"  {gap.count:,} {gap.stage}: {safe(gap.reason)}"))
+    usage = status.usage
+    cost = "cost unknown" if usage["cost_usd"] is None else f"${usage['cost_usd']:.2f}"
+    tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+    out.print(f"{usage['llm_requests']:,} engine requests, {tokens:,} tokens, {cost}; {status.rejected:,} rejected lines")
+
+
+def print_measures(result: Mapping[str, Any]) -> None:
+    table = Table(title=f"{result['questions']} questions")
+    for heading in ("mode", "recall@1", "recall@10", "MRR"):
+        table.add_column(heading, justify="left" if heading == "mode" else "right")
+    for mode, measured in result["modes"].items():
+        table.add_row(mode, *(f"{measured[name]:.2f}" for name in ("recall_at_1", "recall_at_10", "mrr")))
+    out.print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        if value is not None:
+            out.print(Text(f"{name.replace('_', ' '):>{width}}  ", style="dim").append(safe(str(value)), style="default"))
