@@ -39,6 +39,6 @@ $(UV):
 .venv/ready: requirements.lock pyproject.toml $(UV)
 	@echo "setting up .venv (about 660 MB, once)"
 	@test -x $(RUN)/python || $(UV) venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
-	@VIRTUAL_ENV=.venv $(UV) pip sync -q --require-hashes requirements.lock
+	@VIRTUAL_ENV=.venv $(UV) pip sync -q --compile-bytecode --require-hashes requirements.lock
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation --editable .
 	@touch $@

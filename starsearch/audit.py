@@ -95,9 +95,7 @@ async def read_status(pool: Pool) -> Status:
         rest = await (await cursor.execute(REST)).fetchone() or {}
         usage = await (await cursor.execute(USAGE)).fetchone() or {}
         pending = [Gap("digest", row["reason"], row["count"]) async for row in await cursor.execute(PENDING)]
-        dead = [
-            Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) async for row in await cursor.execute(DEAD)
-        ]
+        dead = [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) async for row in await cursor.execute(DEAD)]
     if stages["known"] > stages["stored"]:
         pending.append(Gap("fetch", "known, text not fetched yet", stages["known"] - stages["stored"]))
     if stages["forgotten"]:

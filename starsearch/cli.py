@@ -21,7 +21,7 @@ from starsearch.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from starsearch.pipeline import Run
-    from starsearch.services import Store
+    from starsearch.storage import Store
 
 app = typer.Typer(
     help="Know what is going on across GitHub: crawl, summarize, embed, search.",
@@ -101,7 +101,7 @@ def migrate() -> None:
 
 
 async def _migrate(settings: Settings) -> None:
-    from starsearch.services import database_address
+    from starsearch.storage import database_address
     from starsearch.store.database import connect
     from starsearch.store.migrate import migrate
 
@@ -183,8 +183,8 @@ def digest(json: Json = False) -> None:
 
 
 async def _digest_due(settings: Settings, store: "Store", run: "Run") -> None:
+    from starsearch.engines import open_engines
     from starsearch.pipeline import digest
-    from starsearch.services import open_engines
 
     async with open_engines(settings) as engines:
         await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
@@ -193,7 +193,7 @@ async def _digest_due(settings: Settings, store: "Store", run: "Run") -> None:
 async def _recorded(settings: Settings, kind: str, work: Any, json: bool) -> None:
     """Do `work` as a recorded run with progress bars, and print what it did, even where it ends in an error."""
     from starsearch.pipeline import recorded_run
-    from starsearch.services import open_store
+    from starsearch.storage import open_store
     from starsearch.terminal import print_counts, print_json, progress_bars
 
     async with open_store(settings) as store:
@@ -224,7 +224,7 @@ def search(
     query: Annotated[str, typer.Argument(help="A question, or words.")],
     mode: Annotated[Mode, typer.Option(help="By meaning and words, meaning only, or words only.")] = Mode.hybrid,
     repo: Annotated[str | None, typer.Option(help="owner/name")] = None,
-    type: Annotated[Type | None, typer.Option(help="issue or pull_request")] = None,  # noqa: A002 - the option's name
+    type: Annotated[Type | None, typer.Option(help="issue or pull_request")] = None,
     state: Annotated[State | None, typer.Option(help="open, closed or merged")] = None,
     since: Annotated[datetime | None, typer.Option(help="Created on this day (UTC) or later.", formats=["%Y-%m-%d"])] = None,
     limit: Annotated[int, typer.Option(min=1, max=100)] = 10,
@@ -235,7 +235,7 @@ def search(
         raise typer.BadParameter("is empty", param_hint="QUERY")
     from starsearch.models import Filters
 
-    filters = Filters(repo, type and type.value, state and state.value, since and since.replace(tzinfo=UTC))
+    filters = Filters(repo, type.value if type else None, state.value if state else None, since and since.replace(tzinfo=UTC))
     _run(_search(read_settings(), query, mode.value, filters, limit, json))
 
 
@@ -272,7 +272,7 @@ def status(
 
 async def _status(settings: Settings, json: bool) -> Any:
     from starsearch.audit import read_status
-    from starsearch.services import open_store
+    from starsearch.storage import open_store
     from starsearch.terminal import print_json, print_status
 
     async with open_store(settings) as store:
@@ -292,9 +292,7 @@ def _duration(text: str) -> int:
 
 
 @app.command()
-def explain(
-    url: Annotated[str, typer.Argument(help="The item's GitHub URL, or owner/name#number.")], json: Json = False
-) -> None:
+def explain(url: Annotated[str, typer.Argument(help="The item's GitHub URL, or owner/name#number.")], json: Json = False) -> None:
     """Where a digest came from: content hash, prompt version, model, run, tokens, times."""
     from starsearch.explain import parse_address
 
@@ -306,7 +304,7 @@ def explain(
 
 async def _explain(settings: Settings, address: dict[str, Any], json: bool) -> None:
     from starsearch.explain import explain
-    from starsearch.services import open_store
+    from starsearch.storage import open_store
     from starsearch.terminal import print_fields, print_json
 
     async with open_store(settings) as store:
@@ -341,9 +339,7 @@ async def _evaluate(settings: Settings, file: Path, json: bool) -> None:
 
 
 @app.command()
-def engine(
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: Annotated[str, typer.Option()] = "127.0.0.1"
-) -> None:
+def engine(port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: Annotated[str, typer.Option()] = "127.0.0.1") -> None:
     """Serve the embedded engine: an OpenAI-compatible API that needs no GPU. GET /requests tells how many it answered."""
     import uvicorn
 

@@ -6,9 +6,10 @@ from typing import Literal
 
 import httpx2
 
+from starsearch.engines import open_embedding, open_llm
 from starsearch.errors import StarsearchError
-from starsearch.services import database_address, open_embedding, open_llm
 from starsearch.settings import Settings
+from starsearch.storage import database_address
 
 
 @dataclass(frozen=True)
@@ -80,5 +81,9 @@ async def _prefect(settings: Settings) -> Check:
         async with httpx2.AsyncClient(timeout=5) as http:
             (await http.get(f"{settings.prefect_api_url.rstrip('/')}/health")).raise_for_status()
     except httpx2.HTTPError as error:
-        return Check("Prefect", "warning", f"{settings.prefect_api_url} does not answer ({error}): start it, or unset PREFECT_API_URL")
+        return Check(
+            "Prefect",
+            "warning",
+            f"{settings.prefect_api_url} does not answer ({error}): start it, or unset PREFECT_API_URL",
+        )
     return Check("Prefect", "ok", settings.prefect_api_url)

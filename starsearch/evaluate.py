@@ -34,9 +34,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-async def evaluate(
-    finder: Finder, questions: Sequence[Question], progress: Callable[[int], None] = lambda _: None
-) -> dict[str, Any]:
+async def evaluate(finder: Finder, questions: Sequence[Question], progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """{questions, modes: {mode: {recall_at_1, recall_at_10, mrr}}}; mrr is over the first 100 hits."""
     ranks: dict[str, list[int | None]] = {mode: [] for mode in MODES}
     for done, question in enumerate(questions, 1):

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from starsearch.engines import open_embedding
 from starsearch.errors import PreconditionMissing
 from starsearch.inference.client import Engine
 from starsearch.inference.embed import embed
 from starsearch.models import Filters, Hit, IndexVersion
-from starsearch.services import open_embedding, open_store
 from starsearch.settings import Settings
+from starsearch.storage import open_store
 from starsearch.store.database import Pool
 from starsearch.store.search import MAX_QUERY, Mode, search
 from starsearch.store.versions import active_version
@@ -22,17 +23,13 @@ class Finder:
     engine: Engine
     dimensions: int | None
 
-    async def find(
-        self, query: str, *, mode: Mode = "hybrid", filters: Filters | None = None, limit: int = 10
-    ) -> list[Hit]:
+    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters | None = None, limit: int = 10) -> list[Hit]:
         """The best hits, best first. Raises EngineUnavailable, or DigestFailed where the engine cannot embed the query."""
         vector = None
         if mode != "text":
             vectors, _ = await embed(self.engine, [query[:MAX_QUERY]], dimensions=self.dimensions)
             vector = vectors[0]
-        return await search(
-            self.pool, self.version, query, vector, mode=mode, filters=filters or Filters(), limit=limit
-        )
+        return await search(self.pool, self.version, query, vector, mode=mode, filters=filters or Filters(), limit=limit)
 
 
 @asynccontextmanager
@@ -42,8 +39,6 @@ async def open_finder(settings: Settings) -> AsyncIterator[Finder]:
         store = await stack.enter_async_context(open_store(settings))
         version = await active_version(store.pool)
         if version is None:
-            raise PreconditionMissing(
-                "nothing to search yet: `starsearch crawl --repo owner/name` or `starsearch ingest FILE` first"
-            )
+            raise PreconditionMissing("nothing to search yet: `starsearch crawl --repo owner/name` or `starsearch ingest FILE` first")
         engine = await stack.enter_async_context(open_embedding(settings, version))
         yield Finder(store.pool, version, engine, settings.embedding_dimensions)

@@ -58,7 +58,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | Rejected]]:
             yield number + 1, Rejected(f"the compressed file is damaged or ends early: {error}")
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path == STDIN:
         return sys.stdin.buffer
     if path.suffix == ".gz":

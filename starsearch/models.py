@@ -248,10 +248,7 @@ class IndexVersion:
 
     @property
     def name(self) -> str:
-        return (
-            f"{self.fingerprint[:12]} ({self.summary_model} {self.prompt_version}, "
-            f"{self.embedding_model} {self.dimensions}d)"
-        )
+        return f"{self.fingerprint[:12]} ({self.summary_model} {self.prompt_version}, {self.embedding_model} {self.dimensions}d)"
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ kill it anywhere and run it again.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
+from starsearch.engines import Engines
 from starsearch.errors import DigestFailed, EngineFailing, EngineUnavailable, LeaseLost, RateLimited, StarsearchError
 from starsearch.github.rest import SOURCE, RestSource
 from starsearch.inference.client import counting
@@ -21,7 +22,8 @@ from starsearch.inference.embed import embed
 from starsearch.inference.prompts import embedded_text
 from starsearch.inference.summarize import summarize, summary_key
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
-from starsearch.services import Engines, Store
+from starsearch.progress import Progress, no_progress
+from starsearch.storage import Store
 from starsearch.store.digests import Digest, Failure, abandon_batch, finish_batch, known_summaries
 from starsearch.store.items import read_checkpoint, store_chunk
 from starsearch.store.leases import Batch, claim, count_due, find_due, next_retry, release_dead, worker
@@ -33,12 +35,6 @@ MANY = 8  # items; a smaller batch that fails whole says nothing about the engin
 LONGEST_NAP_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int | None], None]  # stage, how many are done, of how many (None: unknown)
-
-
-def no_progress(_stage: str, _done: int, _total: int | None) -> None:
-    """Progress for whoever does not watch."""
 
 
 @dataclass
@@ -166,9 +162,7 @@ class _Digester:
         finally:
             self.run.counts.llm_requests += sum(call.requests for call in ledger if call.purpose == "summary")
         try:
-            counts = await finish_batch(
-                self.store.pool, self.version, batch, digests, failures, ledger, run_id=self.run.id
-            )
+            counts = await finish_batch(self.store.pool, self.version, batch, digests, failures, ledger, run_id=self.run.id)
         except LeaseLost as error:
             log.warning("%s", error)
             return
@@ -185,10 +179,8 @@ class _Digester:
         ledger += [Call("summary", self.engines.llm.model, 1) for _ in missing]
         ledger.append(Call("embedding", self.engines.embedding.model, len(batch.items)))
         await intend(self.store.pool, self.run.id, batch.token, ledger)
-        answers = await asyncio.gather(
-            *(self._summarize(item, call) for item, call in zip(missing.values(), ledger, strict=False))
-        )
-        outcomes: dict[bytes, Summary | DigestFailed] = summaries | dict(zip(missing, _blame(answers), strict=True))
+        answers = await asyncio.gather(*(self._summarize(item, call) for item, call in zip(missing.values(), ledger, strict=False)))
+        outcomes: dict[bytes, Summary | DigestFailed] = {**summaries, **dict(zip(missing, _blame(answers), strict=True))}
         pairs = [(item, outcomes[keys[item.id]]) for item in batch.items]
         failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
         summarized = [(item, o) for item, o in pairs if isinstance(o, Summary)]

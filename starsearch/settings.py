@@ -24,9 +24,7 @@ SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "DATABASE_URL", "GITHUB_TOKENS")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ROOT / ".env", env_ignore_empty=True, extra="ignore", frozen=True)
 
     home: Path = Field(user_data_path("starsearch"), description="Folder for the embedded database and caches.")
     database_url: SecretStr | None = Field(None, description="Any PostgreSQL with pgvector >= 0.8.4; default: embedded.")
@@ -38,18 +36,23 @@ class Settings(BaseSettings):
     embedding_model: str | None = Field(None, description="Embedding model; default: the only one the engine serves.")
     embedding_api_key: SecretStr | None = Field(None, description="Key for embedding_base_url.")
     embedding_dimensions: int | None = Field(
-        None, ge=1, le=4000, description="Vector length; sent to the engine only when set. 4000 is halfvec's HNSW limit."
+        None,
+        ge=1,
+        le=4000,
+        description="Vector length; sent to the engine only when set. 4000 is halfvec's HNSW limit.",
     )
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
-    workers: int = Field(1, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
+    workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
     github_rest_url: str = Field(f"https://{GITHUB_HOST}", description="GitHub's REST API, an Enterprise Server's or a stand-in.")
     github_tokens: SecretStr | None = Field(None, description="Comma-separated; default: GH_TOKEN or GITHUB_TOKEN.")
     since: datetime | None = Field(None, description="How far back a first crawl reaches; default: one day.")
     repositories: Annotated[tuple[str, ...], NoDecode] = Field((), description="What a crawl follows when none is named; comma-separated.")
 
     prefect_api_url: str | None = Field(
-        None, validation_alias="PREFECT_API_URL", description="Prefect's own setting; unset: flows start a server themselves."
+        None,
+        validation_alias="PREFECT_API_URL",
+        description="Prefect's own setting; unset: flows start a server themselves.",
     )
 
     @field_validator("repositories", mode="before")

@@ -16,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from starsearch import pipeline
 from starsearch.audit import Status
 from starsearch.models import Hit
+from starsearch.progress import Progress as ProgressReport
+from starsearch.progress import no_progress
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -36,10 +37,10 @@ def print_json(value: object) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[pipeline.Progress]:
+def progress_bars() -> Iterator[ProgressReport]:
     """Bars with rate and time left; nothing where stderr is not a terminal."""
     if not err.is_terminal:
-        yield pipeline.no_progress
+        yield no_progress
         return
     columns = (
         TextColumn("{task.description:>7}"),

@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -70,9 +69,7 @@ class EmbeddedEngine:
                 "object": "chat.completion",
                 "created": int(time.time()),
                 "model": model,
-                "choices": [
-                    {"index": 0, "message": {"role": "assistant", "content": summary}, "finish_reason": "stop"}
-                ],
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": summary}, "finish_reason": "stop"}],
                 "usage": {
                     "prompt_tokens": prompt_tokens,
                     "completion_tokens": completion_tokens,
@@ -97,7 +94,7 @@ class EmbeddedEngine:
             return _error(400, f"{MODEL} gives {DIMENSIONS} dimensions only")
         encoder = await self._encoder()
         vectors, tokens = await asyncio.to_thread(encoder.encode, texts)
-        encode = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
+        encode = _base64 if body.get("encoding_format") == "base64" else _list
         data = [{"object": "embedding", "index": i, "embedding": encode(row)} for i, row in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "model": model, "data": data, "usage": usage})
@@ -114,6 +111,10 @@ class EmbeddedEngine:
             if self._model is None:
                 self._model = await asyncio.to_thread(MiniLM, self._cache)
         return self._model
+
+
+def _list(vector: Any) -> Any:
+    return vector.tolist()
 
 
 def _base64(vector: Any) -> str:

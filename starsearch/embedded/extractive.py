@@ -23,9 +23,86 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。!?])\s+(?=[^\s a-z])")
 _TAG_LINE = re.compile(r"^\s*</?[a-z]+(?: [^>]*)?>\s*$", re.MULTILINE)
 _WORD = re.compile(r"[^\W_]{2,}")
 _STOP = frozenset(
-    "the and for are was were been with that this from have has had not but you your can will would could should there their "
-    "its it's is in on of to an at as by or be we if so do does did then than when what which who how why into out about also "
-    "just any all some more most other such only same too very my our me they them he she his her am".split()
+    [
+        "about",
+        "all",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "his",
+        "how",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "just",
+        "me",
+        "more",
+        "most",
+        "my",
+        "not",
+        "of",
+        "on",
+        "only",
+        "or",
+        "other",
+        "our",
+        "out",
+        "same",
+        "she",
+        "should",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "they",
+        "this",
+        "to",
+        "too",
+        "very",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "which",
+        "who",
+        "why",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+    ]
 )
 
 
@@ -74,14 +151,16 @@ def _choose(sentences: list[Sentence], title: Counter[str]) -> list[Sentence]:
         if word in rarity:
             centroid[word] *= 2
     relevance = [
-        _cosine(vector, centroid) * (1 + LEAD_BONUS / (1 + sentence.position))
-        for sentence, vector in zip(sentences, vectors, strict=True)
+        _cosine(vector, centroid) * (1 + LEAD_BONUS / (1 + sentence.position)) for sentence, vector in zip(sentences, vectors, strict=True)
     ]
     chosen: list[int] = []
     left = set(range(len(sentences)))
     words = 0
     while left and len(chosen) < MAX_SENTENCES and words < MAX_WORDS:
-        best = max(left, key=lambda i: relevance[i] - REDUNDANCY * max((_cosine(vectors[i], vectors[j]) for j in chosen), default=0))
+        best = max(
+            left,
+            key=lambda i: relevance[i] - REDUNDANCY * max((_cosine(vectors[i], vectors[j]) for j in chosen), default=0),
+        )
         left.remove(best)
         chosen.append(best)
         words += len(sentences[best].text.split())

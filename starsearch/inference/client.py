@@ -70,9 +70,7 @@ async def open_client(
         transport=transport, limits=limits, timeout=timeout, event_hooks={"request": [_count]}, follow_redirects=False
     ) as http:
         # a key is always given, because without one the SDK would send OPENAI_API_KEY to any host
-        client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key or "none", http_client=http, max_retries=RETRIES, timeout=timeout
-        )
+        client = openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", http_client=http, max_retries=RETRIES, timeout=timeout)
         yield client
 
 

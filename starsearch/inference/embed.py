@@ -23,9 +23,7 @@ async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None)
     """
     extra: dict[str, Any] = {"dimensions": dimensions} if dimensions else {}
     try:
-        answer = await engine.client.embeddings.create(
-            model=engine.model, input=list(texts), encoding_format="base64", **extra
-        )
+        answer = await engine.client.embeddings.create(model=engine.model, input=list(texts), encoding_format="base64", **extra)
     except openai.OpenAIError as error:
         raise translate(error) from error
     rows = sorted(answer.data, key=lambda row: row.index)
@@ -59,4 +57,5 @@ def _unit(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
         raise DigestFailed("unusable vector", "zero, infinite or not a number")
-    return (vectors / lengths).astype(np.float32)
+    unit: Vectors = (vectors / lengths).astype(np.float32)
+    return unit

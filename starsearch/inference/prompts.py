@@ -72,7 +72,7 @@ def _item_text(item: DueItem) -> str:
     parts = [item.title, item.body]
     parts += [f"Comment: {comment}" for comment in capped_comments(list(item.comments))]
     # a forged delimiter is defused, not removed: the text may be about one
-    return _TAG.sub(lambda match: match[0].replace("<", "‹"), "\n\n".join(part for part in parts if part.strip()))
+    return _TAG.sub(lambda match: match[0].replace("<", "\u2039"), "\n\n".join(part for part in parts if part.strip()))
 
 
 @cache

@@ -87,9 +87,7 @@ async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> s
     return {row[0] for row in await cursor.fetchall()}
 
 
-async def _store_summaries(
-    connection: AsyncConnection, version: IndexVersion, digests: Sequence[Digest], run_id: int
-) -> None:
+async def _store_summaries(connection: AsyncConnection, version: IndexVersion, digests: Sequence[Digest], run_id: int) -> None:
     summaries = sorted({digest.summary.key: digest.summary for digest in digests}.items())
     await connection.execute(
         "INSERT INTO summary (key, text, source, prompt_tokens, completion_tokens, model, prompt_version, run_id) "
@@ -138,8 +136,7 @@ async def _end_lease(connection: AsyncConnection, version_id: int, digests: Sequ
         [ids, hashes, version_id],
     )
     await connection.execute(
-        "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now(), attempts = 0 "
-        "WHERE version_id = %s AND item_id = ANY (%s)",
+        "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now(), attempts = 0 WHERE version_id = %s AND item_id = ANY (%s)",
         [version_id, ids],
     )
     await connection.execute("DELETE FROM dead_letter WHERE version_id = %s AND item_id = ANY (%s)", [version_id, ids])

@@ -133,7 +133,19 @@ class _KnownComments:
 
 
 def _record(repository: int, item: Item) -> dict[str, Any]:
-    fields = {"type", "number", "node_id", "database_id", "state", "title", "body", "url", "author", "labels", "comments_count"}
+    fields = {
+        "type",
+        "number",
+        "node_id",
+        "database_id",
+        "state",
+        "title",
+        "body",
+        "url",
+        "author",
+        "labels",
+        "comments_count",
+    }
     times = {"created_at", "updated_at", "closed_at", "merged_at"}
     return item.model_dump(mode="json", include=fields | times | {"excerpt"}) | {
         "repository_id": repository,
@@ -150,8 +162,7 @@ def _dumps(value: object) -> str:
 async def _make_due(connection: AsyncConnection, ids: Sequence[int], priority: int) -> None:
     if ids:
         await connection.execute(
-            "DELETE FROM dead_letter x USING item i "
-            "WHERE x.item_id = i.id AND i.id = ANY (%s) AND x.content_hash <> i.content_hash",
+            "DELETE FROM dead_letter x USING item i WHERE x.item_id = i.id AND i.id = ANY (%s) AND x.content_hash <> i.content_hash",
             [list(ids)],
         )
         await connection.execute(statement("due"), {"ids": list(ids), "priority": priority})
@@ -169,7 +180,6 @@ async def _store_checkpoint(connection: AsyncConnection, repository: int, checkp
 async def _store_rejections(connection: AsyncConnection, run_id: int, name: str, rejections: Sequence[Rejection]) -> None:
     if rejections:
         await connection.execute(
-            "INSERT INTO rejection (run_id, source, line, reason) "
-            "SELECT %s, %s, * FROM unnest(%s::integer[], %s::text[])",
+            "INSERT INTO rejection (run_id, source, line, reason) SELECT %s, %s, * FROM unnest(%s::integer[], %s::text[])",
             [run_id, name, [line for line, _ in rejections], [reason for _, reason in rejections]],
         )

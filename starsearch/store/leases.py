@@ -104,15 +104,11 @@ class _Claimed:
 async def next_retry(pool: Pool, version_id: int) -> datetime | None:
     """When the next item that failed before is due again; None where nothing waits."""
     async with pool.connection() as connection:
-        cursor = await connection.execute(
-            "SELECT min(due_at) FROM due WHERE version_id = %s AND lease_token IS NULL", [version_id]
-        )
+        cursor = await connection.execute("SELECT min(due_at) FROM due WHERE version_id = %s AND lease_token IS NULL", [version_id])
         row = await cursor.fetchone()
     return row[0] if row else None
 
 
 async def give_back(connection: AsyncConnection, token: int) -> None:
     """End a lease without a result and without counting an attempt."""
-    await connection.execute(
-        "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now() WHERE lease_token = %s", [token]
-    )
+    await connection.execute("UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now() WHERE lease_token = %s", [token])

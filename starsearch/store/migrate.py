@@ -93,8 +93,8 @@ async def check_pgvector(connection: AsyncConnection, *, allow_old: bool) -> str
     version = str(row[0])
     if tuple(int(part) for part in version.split(".")[:3]) < MINIMUM_PGVECTOR and not allow_old:
         raise DatabaseUnsuitable(
-            f"pgvector {version} may corrupt HNSW indexes under insert and vacuum (fixed in 0.8.4): update the extension on the "
-            "server and run ALTER EXTENSION vector UPDATE, or set STARSEARCH_ALLOW_OLD_PGVECTOR=1 to take the risk"
+            f"pgvector {version} can damage HNSW indexes under insert and vacuum (fixed in 0.8.4): upgrade the extension on the "
+            "server, then ALTER EXTENSION vector UPDATE; or set STARSEARCH_ALLOW_OLD_PGVECTOR=1 to take the risk"
         )
     return version
 
@@ -117,7 +117,7 @@ async def _apply(connection: AsyncConnection, migration: Migration) -> None:
         if migration.text.startswith(NO_TRANSACTION):
             for statement in migration.text.split(";\n"):
                 if statement.strip():
-                    await connection.execute(sql.SQL(statement))  # type: ignore[arg-type]
+                    await connection.execute(sql.SQL(statement))
             await _record(connection, migration)
             return
         async with connection.transaction():

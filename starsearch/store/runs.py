@@ -34,9 +34,7 @@ async def start_run(pool: Pool, kind: str) -> int:
 
 async def finish_run(pool: Pool, run_id: int, counts: Counts) -> None:
     async with pool.connection() as connection:
-        await connection.execute(
-            "UPDATE run SET finished_at = now(), counts = %s WHERE id = %s", [Json(counts.as_dict()), run_id]
-        )
+        await connection.execute("UPDATE run SET finished_at = now(), counts = %s WHERE id = %s", [Json(counts.as_dict()), run_id])
 
 
 async def intend(pool: Pool, run_id: int, lease_token: int, calls: Sequence[Call]) -> None:

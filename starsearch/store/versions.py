@@ -9,9 +9,7 @@ from starsearch.errors import VersionMismatch
 from starsearch.models import IndexVersion
 from starsearch.store.database import Pool
 
-COLUMNS = (
-    "embedding_model, embedding_revision, dimensions, text_recipe, summary_model, prompt_version, embedding_base_url, id"
-)
+COLUMNS = "embedding_model, embedding_revision, dimensions, text_recipe, summary_model, prompt_version, embedding_base_url, id"
 
 
 async def active_version(pool: Pool) -> IndexVersion | None:

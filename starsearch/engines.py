@@ -1,9 +1,8 @@
-"""What the settings mean: the database and the engines, opened and closed.
+"""The configured engines, or the embedded one, opened, checked and closed.
 
 Reads nothing from the environment itself; tasks/ and the command pass a Settings value.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,15 +12,6 @@ from starsearch.inference.embed import measure_dimensions
 from starsearch.inference.prompts import PROMPT_VERSION, TEXT_RECIPE
 from starsearch.models import IndexVersion
 from starsearch.settings import Settings
-from starsearch.store.database import Pool, open_database
-
-
-@dataclass(frozen=True)
-class Store:
-    """dsn: for sessions of their own, such as a worker's; pool: for everything else."""
-
-    dsn: str
-    pool: Pool
 
 
 @dataclass(frozen=True)
@@ -32,29 +22,6 @@ class Engines:
     embedding: Engine
     version: IndexVersion
     dimensions: int | None  # sent with each embedding request; None: not sent
-
-
-@asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """The configured PostgreSQL, or the embedded one, started where it is down; its schema is up to date."""
-    async with database_address(settings) as dsn:
-        size = settings.workers + 3
-        async with open_database(dsn, size=size, allow_old_pgvector=settings.allow_old_pgvector) as pool:
-            yield Store(dsn, pool)
-
-
-@asynccontextmanager
-async def database_address(settings: Settings) -> AsyncIterator[str]:
-    if settings.database_url:
-        yield settings.database_url.get_secret_value()
-        return
-    from starsearch.embedded import postgres
-
-    server = await asyncio.to_thread(postgres.start, settings.home)
-    try:
-        yield server.dsn
-    finally:
-        server.close()
 
 
 @asynccontextmanager
@@ -77,9 +44,7 @@ async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
 @asynccontextmanager
 async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
     if settings.llm_base_url:
-        async with open_client(
-            settings.llm_base_url, key=settings.llm_key, timeout_seconds=settings.engine_timeout_seconds
-        ) as client:
+        async with open_client(settings.llm_base_url, key=settings.llm_key, timeout_seconds=settings.engine_timeout_seconds) as client:
             yield await preflight(client, settings.llm_model, purpose="LLM")
         return
     from starsearch.embedded.extractive import MODEL
@@ -95,9 +60,7 @@ async def open_embedding(settings: Settings, version: IndexVersion | None = None
     if version and model != version.embedding_model:
         base_url, model = base_url or version.embedding_base_url, version.embedding_model
     if base_url:
-        async with open_client(
-            base_url, key=settings.embedding_key, timeout_seconds=settings.engine_timeout_seconds
-        ) as client:
+        async with open_client(base_url, key=settings.embedding_key, timeout_seconds=settings.engine_timeout_seconds) as client:
             yield await preflight(client, model, purpose="EMBEDDING")
         return
     from starsearch.embedded.minilm import MODEL

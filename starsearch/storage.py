@@ -1,0 +1,43 @@
+"""The configured PostgreSQL, or the embedded one, opened and closed. Apart from engines.py so that commands start quickly.
+
+Reads nothing from the environment itself; tasks/ and the command pass a Settings value.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starsearch.settings import Settings
+from starsearch.store.database import Pool, open_database
+
+
+@dataclass(frozen=True)
+class Store:
+    """dsn: for sessions of their own, such as a worker's; pool: for everything else."""
+
+    dsn: str
+    pool: Pool
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The configured PostgreSQL, or the embedded one, started where it is down; its schema is up to date."""
+    async with database_address(settings) as dsn:
+        size = settings.workers + 3
+        async with open_database(dsn, size=size, allow_old_pgvector=settings.allow_old_pgvector) as pool:
+            yield Store(dsn, pool)
+
+
+@asynccontextmanager
+async def database_address(settings: Settings) -> AsyncIterator[str]:
+    if settings.database_url:
+        yield settings.database_url.get_secret_value()
+        return
+    from starsearch.embedded import postgres
+
+    server = await asyncio.to_thread(postgres.start, settings.home)
+    try:
+        yield server.dsn
+    finally:
+        server.close()
