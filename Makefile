@@ -4,7 +4,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks deployments
 
-.PHONY: demo test lint bench test-vllm lock clean
+.PHONY: demo test lint bench test-vllm deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -24,6 +24,11 @@ bench: .venv/ready        ## every benchmark beside its target: build/bench.json
 
 test-vllm: .venv/ready    ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
 	$(RUN)/pytest -m vllm
+
+deploy: .venv/ready       ## register every deployment of prefect.yaml on the server at PREFECT_API_URL
+	@test -n "$$PREFECT_API_URL" || { echo "set PREFECT_API_URL, such as http://127.0.0.1:4200/api, to the server to deploy to"; exit 3; }
+	@$(RUN)/python deployments/set_up.py
+	@DO_NOT_TRACK=1 $(RUN)/prefect --no-prompt deploy --all
 
 lock: $(UV)               ## resolve pyproject.toml again into requirements.lock
 	$(UV) pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \

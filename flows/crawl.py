@@ -1,0 +1,28 @@
+"""crawl: hourly; fetch what changed, then digest it."""
+
+import asyncio
+import sys
+from typing import Any
+
+from prefect import flow
+
+from tasks.stages import choose, digest_due, fetch, prepare, report
+
+
+@flow(name="crawl")
+async def crawl(repositories: list[str] | None = None, newest: int | None = None) -> dict[str, Any]:
+    """Crawl now, and summarize and embed what changed.
+
+    Args:
+        repositories: owner/name of each; none means those of STARSEARCH_REPOSITORIES.
+        newest: take only the newest so many items of each, whatever their age, instead of all since the last crawl.
+    """
+    await prepare()
+    chosen = await choose(repositories)
+    fetched, failed = await fetch(chosen, newest)
+    digested = await digest_due()
+    return (await report("crawl-counts", [fetched, digested], failed)).as_dict()
+
+
+if __name__ == "__main__":
+    print(asyncio.run(crawl(sys.argv[1:] or None)))  # noqa: T201

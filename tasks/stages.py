@@ -1,0 +1,87 @@
+"""The coarse stages of a run as Prefect tasks: prepare, fetch, ingest, digest, report.
+
+Never a task per item: one task run costs the server about 20 ms of CPU. Each opens what it needs and closes it, passes counts and
+no bodies, and may simply run again: the database knows what is done. Results are not cached; a cache is not a checkpoint.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from starsearch.engines import open_engines
+from starsearch.errors import PreconditionMissing
+from starsearch.github.rest import open_source
+from starsearch.jsonl import read_items
+from starsearch.models import Counts
+from starsearch.pipeline import crawl, digest, ingest, recorded_run
+from starsearch.settings import read_settings
+from starsearch.storage import open_store
+from tasks.artifacts import counts_table, progress_artifact
+
+log = logging.getLogger(__name__)
+
+
+@task(name="prepare", retries=2, retry_delay_seconds=5, cache_policy=NO_CACHE)
+async def prepare() -> None:
+    """Start the database where it is ours to start, and bring its schema up to date."""
+    async with open_store(read_settings()):
+        pass
+
+
+@task(name="choose", cache_policy=NO_CACHE)
+async def choose(repositories: Sequence[str] | None) -> list[str]:
+    """The repositories to crawl: the ones named, else the ones configured."""
+    chosen = list(repositories or read_settings().repositories)
+    if not chosen:
+        raise PreconditionMissing("no repositories: pass `repositories`, or set STARSEARCH_REPOSITORIES")
+    return chosen
+
+
+@task(name="fetch", retries=1, retry_delay_seconds=10, timeout_seconds=3_000, cache_policy=NO_CACHE)
+async def fetch(repositories: Sequence[str], newest: int | None = None) -> tuple[Counts, dict[str, str]]:
+    """Store what changed in each repository. Within the hour, so that the next run does not meet this one."""
+    settings = read_settings()
+    async with (
+        open_store(settings) as store,
+        progress_artifact("crawl-fetch", "repositories crawled") as progress,
+        recorded_run(store, "crawl", progress) as run,
+        open_source(settings.github_rest_url, settings.github_token) as source,
+    ):
+        failed = await crawl(store, source, repositories, run, since=settings.since, newest=newest)
+        log.info("%s", source.quota)
+    return run.counts, failed
+
+
+@task(name="ingest", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+async def ingest_file(path: Path) -> Counts:
+    """Store the items of one JSON Lines file."""
+    async with open_store(read_settings()) as store, recorded_run(store, "ingest") as run:
+        await ingest(store, read_items(path), run)
+    return run.counts
+
+
+@task(name="digest", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+async def digest_due() -> Counts:
+    """Summarize and embed what is due, sharing it by leases with whoever else does."""
+    settings = read_settings()
+    async with (
+        open_store(settings) as store,
+        open_engines(settings) as engines,
+        progress_artifact("digest-shard", "items digested") as progress,
+        recorded_run(store, "digest", progress) as run,
+    ):
+        await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
+    return run.counts
+
+
+@task(name="report", cache_policy=NO_CACHE)
+async def report(key: str, parts: Sequence[Counts], failed: dict[str, str]) -> Counts:
+    """Add the stages' counts up into the run's table. A failed repository fails nothing else: it joins the next crawl."""
+    total = Counts()
+    for part in parts:
+        total.add(part)
+    await counts_table(key, total, failed)
+    return total
