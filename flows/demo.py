@@ -27,7 +27,7 @@ from tasks.stages import digest_due, ingest_file, prepare, report
 REPOSITORIES = ["pgvector/pgvector", "psycopg/psycopg", "encode/uvicorn"]
 NEWEST = 30
 QUESTIONS = {
-    "sample": "connections pile up until the proxy runs out of file descriptors",
+    "sample": "why does the player get killed while my phone is locked",
     "GitHub": "something stopped working after upgrading to a newer release",
 }
 

@@ -1,9 +1,11 @@
 """Prefect's own settings for this project, as defaults: what the environment says wins.
 
-No telemetry leaves the machine; a server that a flow starts for itself may take its time on a busy one; and the lines that
-starsearch logs appear in the run (the extra logger copies the handler, not the level, hence both).
+No telemetry leaves the machine; a server that a flow starts for itself may take its time on a busy one; and the lines that we
+log appear in the run. PREFECT_LOGGING_EXTRA_LOGGERS copies Prefect's handler and not its level, so the level is set here, on our
+loggers alone: INFO at the root would log one line per HTTP request.
 """
 
+import logging
 import os
 
 DEFAULTS = {
@@ -12,8 +14,9 @@ DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "starsearch,tasks",
-    "PREFECT_LOGGING_ROOT_LEVEL": "INFO",
 }
 
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+for _name in ("starsearch", "tasks"):
+    logging.getLogger(_name).setLevel(logging.INFO)

@@ -14,10 +14,14 @@ MAX_WORDS = 90
 MAX_SENTENCES = 4
 MAX_CANDIDATES = 80  # a long thread's first sentences hold the matter; keeps the worst case at a few milliseconds
 REDUNDANCY = 0.6
+DUPLICATE = 0.8  # cosine from which a sentence says nothing new
 LEAD_BONUS = 0.5
 
-_NOISE = re.compile(r"<!--.*?-->|```.*?(?:```|\Z)|!\[[^\]]*\]\([^)]*\)|</?[a-zA-Z][^>\n]*>", re.DOTALL)
-_LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*[^)]*\)")
+# Every repetition is bounded: these run over text that strangers wrote, and an unbounded one can take minutes.
+_NOISE = re.compile(
+    r"<!--.{0,5000}?-->|```.{0,20000}?(?:```|\Z)|!\[[^\]\n]{0,300}\]\([^)\n]{0,1000}\)|</?[a-zA-Z][^>\n]{0,300}>", re.DOTALL
+)
+_LINK = re.compile(r"\[([^\]\n]{0,300})\]\([^)\n]{0,1000}\)")
 _LINE_START = re.compile(r"^\s*(?:#{1,6}\s+|[-*+>]\s+(?:\[[ xX]\]\s*)?|\d+[.)]\s+|\|)")
 _SENTENCE_END = re.compile(r"(?<=[.!?。!?])\s+(?=[^\s a-z])")
 _TAG_LINE = re.compile(r"^\s*</?[a-z]+(?: [^>]*)?>\s*$", re.MULTILINE)
@@ -157,13 +161,12 @@ def _choose(sentences: list[Sentence], title: Counter[str]) -> list[Sentence]:
     left = set(range(len(sentences)))
     words = 0
     while left and len(chosen) < MAX_SENTENCES and words < MAX_WORDS:
-        best = max(
-            left,
-            key=lambda i: relevance[i] - REDUNDANCY * max((_cosine(vectors[i], vectors[j]) for j in chosen), default=0),
-        )
+        repeated = {i: max((_cosine(vectors[i], vectors[j]) for j in chosen), default=0) for i in left}
+        best = max(left, key=lambda i: relevance[i] - REDUNDANCY * repeated[i])  # noqa: B023 - used at once
         left.remove(best)
-        chosen.append(best)
-        words += len(sentences[best].text.split())
+        if repeated[best] < DUPLICATE:
+            chosen.append(best)
+            words += len(sentences[best].text.split())
     return [sentences[i] for i in chosen]
 
 

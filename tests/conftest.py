@@ -1,0 +1,145 @@
+"""Shared fixtures: one real PostgreSQL for the session, a migrated database cloned for each test, fakes at the wire."""
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from starsearch.embedded import postgres
+from starsearch.engines import Engines
+from starsearch.settings import Settings
+from starsearch.storage import Store
+from starsearch.store.database import connect, open_database
+from starsearch.store.migrate import migrate
+
+TEMPLATE = "starsearch_template"
+SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+_numbers = itertools.count()
+
+for _name in [name for name in os.environ if name.startswith("STARSEARCH_") or name in {"OPENAI_API_KEY", "GH_TOKEN", "GITHUB_TOKEN"}]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """An empty home folder; its server is stopped at the end. Reachable for the user that root's PostgreSQL runs as."""
+    folder = Path(tempfile.mkdtemp(prefix="starsearch-test-"))
+    folder.chmod(0o755)
+    yield folder
+    postgres.stop(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(home: Path) -> Iterator[postgres.EmbeddedPostgres]:
+    running = postgres.start(home)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def template(server: postgres.EmbeddedPostgres) -> str:
+    """A database built once by the real migrations."""
+    with psycopg.connect(server.place.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+
+    async def build() -> None:
+        async with await connect(server.place.dsn(TEMPLATE)) as connection:
+            await migrate(connection)
+
+    asyncio.run(build())
+    return TEMPLATE
+
+
+@pytest.fixture
+def empty_dsn(server: postgres.EmbeddedPostgres) -> Iterator[str]:
+    yield from _database(server, "template1")
+
+
+@pytest.fixture
+def dsn(server: postgres.EmbeddedPostgres, template: str) -> Iterator[str]:
+    yield from _database(server, template)
+
+
+def _database(server: postgres.EmbeddedPostgres, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server.place.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield server.place.dsn(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[Store]:
+    async with open_database(dsn) as pool:
+        yield Store(dsn, pool)
+
+
+@pytest.fixture
+def settings(home: Path, dsn: str) -> Settings:
+    return Settings(_env_file=None, home=home, database_url=dsn)
+
+
+@pytest.fixture
+def environment(home: Path, dsn: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a command or flow that uses this test's database."""
+    values = {"STARSEARCH_HOME": str(home), "STARSEARCH_DATABASE_URL": dsn}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return dict(os.environ)
+
+
+@pytest.fixture
+async def engines(settings: Settings) -> AsyncIterator[Engines]:
+    from starsearch.engines import open_engines
+
+    async with open_engines(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.exists():
+        pytest.skip("no ../shared/data beside this checkout: real issues are not part of the project")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def row() -> Callable[..., dict[str, Any]]:
+    """Builds one JSON Lines record; keyword arguments replace fields."""
+
+    def build(number: int = 1, **fields: Any) -> dict[str, Any]:
+        return {
+            "repo": "quillcap/marlframe",
+            "number": number,
+            "type": "issue",
+            "title": f"Totals are wrong in report {number}",
+            "body": f"The sum of column {number} is doubled when the clocks go back. It happens every autumn in every report.",
+            "state": "open",
+            "url": f"https://github.com/quillcap/marlframe/issues/{number}",
+            "created_at": "2026-03-01T10:00:00Z",
+            "updated_at": "2026-03-02T10:00:00Z",
+        } | fields
+
+    return build
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Writes records (or raw lines) to a file, one a line."""
+
+    def write(*records: dict[str, Any] | str, name: str = "items.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        return path
+
+    return write
