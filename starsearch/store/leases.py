@@ -71,13 +71,13 @@ async def release_dead(pool: Pool) -> int:
 
 
 async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH) -> Batch | None:
-    """Lease up to `size` due items, live ones before backfill; None where nothing is due now."""
+    """Lease up to `size` due items, live ones before backfill, fresh ones before failed ones; None where nothing is due now."""
     async with pool.connection() as connection, connection.cursor(row_factory=class_row(_Claimed)) as cursor:
         await cursor.execute(
             """
             WITH picked AS (
               SELECT item_id FROM due WHERE version_id = %(version)s AND due_at <= now()
-              ORDER BY priority, item_id LIMIT %(size)s FOR UPDATE SKIP LOCKED
+              ORDER BY priority, attempts, item_id LIMIT %(size)s FOR UPDATE SKIP LOCKED
             ), token AS (
               SELECT nextval('lease_token') AS token
             ), leased AS (

@@ -151,7 +151,7 @@ CREATE TABLE due (
   detail text,
   PRIMARY KEY (version_id, item_id)
 ) WITH (fillfactor = 70);
-CREATE INDEX due_next ON due (version_id, priority, item_id);
+CREATE INDEX due_next ON due (version_id, priority, attempts, item_id);
 
 CREATE TABLE dead_letter (
   version_id smallint NOT NULL REFERENCES index_version,

@@ -1,0 +1,310 @@
+"""From items to digests on a real database: nothing lost, nothing twice, every failure counted."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+from tests.stub_engine import StubEngine, completion, failure
+
+from starsearch import pipeline
+from starsearch.audit import read_status
+from starsearch.engines import Engines
+from starsearch.errors import EngineFailing, EngineUnavailable, LeaseLost, VersionMismatch
+from starsearch.explain import explain, parse_address
+from starsearch.inference.client import open_client, preflight
+from starsearch.jsonl import read_items
+from starsearch.models import IndexVersion
+from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.store import digests, leases
+from starsearch.store.digests import finish_batch
+from starsearch.store.leases import claim, find_due, release_dead, worker
+from starsearch.store.versions import ensure_version
+
+VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    monkeypatch.setattr(digests, "RETRY_AFTER", digests.RETRY_AFTER / 1000)
+
+
+@asynccontextmanager
+async def engines_of(stub):
+    async with open_client("http://stub/v1", transport=httpx2.MockTransport(stub)) as client:
+        engine = await preflight(client, "stub", purpose="LLM")
+        yield Engines(engine, engine, VERSION, None)
+
+
+async def ingest_file(store, path):
+    async with recorded_run(store, "ingest") as run:
+        await ingest(store, read_items(path), run)
+    return run.counts
+
+
+async def digest_with(store, stub, **options):
+    async with engines_of(stub) as engines, recorded_run(store, "digest") as run:
+        await digest(store, engines, run, **options)
+    return run.counts
+
+
+async def rows(store, query, *parameters):
+    async with store.pool.connection() as connection:
+        return await (await connection.execute(query, parameters)).fetchall()
+
+
+async def test_every_item_is_stored_summarized_and_embedded_once(store, row, jsonl):
+    path = jsonl(*(row(n) for n in range(1, 151)))
+    counts = await ingest_file(store, path)
+    assert (counts.items, counts.inserted) == (150, 150)
+    stub = StubEngine()
+    done = await digest_with(store, stub, workers=2)
+    assert (done.summarized, done.embedded, done.llm_requests) == (150, 150, 150)
+    status = await read_status(store.pool)
+    assert status.complete
+    assert status.known == status.stored == status.summarized == status.embedded == 150
+    assert status.usage["prompt_tokens"] == 150 * 10 + 3  # three batches of embeddings
+    assert set(stub.asked.values()) == {1}
+
+
+async def test_running_again_changes_nothing_and_asks_nothing(store, row, jsonl):
+    path = jsonl(*(row(n) for n in range(1, 20)))
+    await ingest_file(store, path)
+    await digest_with(store, StubEngine())
+    again = await ingest_file(store, path)
+    assert (again.inserted, again.updated, again.unchanged) == (0, 0, 19)
+    stub = StubEngine()
+    done = await digest_with(store, stub)
+    assert (done.embedded, done.llm_requests, stub.embedded) == (0, 0, 0)
+
+
+async def test_changed_text_is_digested_again_and_changed_labels_are_not(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1), row(2)))
+    await digest_with(store, StubEngine())
+    later = {"updated_at": "2026-04-01T00:00:00Z"}
+    counts = await ingest_file(store, jsonl(row(1, body="Now it is fixed.", **later), row(2, labels=["bug"], **later)))
+    assert counts.updated == 2
+    done = await digest_with(store, StubEngine())
+    assert done.embedded == 1
+
+
+async def test_equal_texts_are_summarized_once(store, row, jsonl):
+    same = {"title": "Bump lodash", "body": "Bumps lodash to the newest release."}
+    await ingest_file(store, jsonl(*(row(n, **same) for n in range(1, 100))))
+    done = await digest_with(store, StubEngine())
+    assert (done.embedded, done.llm_requests) == (99, 1)
+
+
+async def test_duplicates_in_one_file_keep_the_newer(store, row, jsonl):
+    newer = row(1, title="Newer", updated_at="2026-05-01T00:00:00Z")
+    counts = await ingest_file(store, jsonl(newer, row(1, title="Older"), row(1, title="Undated", updated_at=None)))
+    assert (counts.items, counts.inserted, counts.unchanged) == (3, 1, 2)
+    assert await rows(store, "SELECT title FROM item") == [("Newer",)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        ({"updated_at": "2026-01-01T00:00:00Z"}, {"updated_at": "2026-01-02T00:00:00Z"}, 2),  # later wins
+        ({"updated_at": "2026-01-02T00:00:00Z"}, {"updated_at": "2026-01-01T00:00:00Z"}, 1),  # never older over newer
+        ({"updated_at": "2026-01-01T00:00:00Z"}, {"updated_at": "2026-01-01T00:00:00Z"}, 2),  # equal: the later one read
+        ({"updated_at": None}, {"updated_at": None}, 2),  # unknown: the later one read
+        ({"updated_at": "2026-01-01T00:00:00Z"}, {"updated_at": None}, 1),  # unknown loses to known
+        ({"excerpt": True, "updated_at": "2026-01-02T00:00:00Z"}, {"updated_at": "2026-01-01T00:00:00Z"}, 2),  # whole beats excerpt
+        ({"updated_at": None}, {"excerpt": True, "updated_at": "2026-01-02T00:00:00Z"}, 1),  # and keeps
+    ],
+)
+async def test_which_of_two_wins(store, row, jsonl, first, second, winner):
+    await ingest_file(store, jsonl(row(1, title="1", **first)))
+    await ingest_file(store, jsonl(row(1, title="2", **second)))
+    assert await rows(store, "SELECT title FROM item") == [(str(winner),)]
+
+
+async def test_a_source_that_does_not_tell_comments_takes_none_away(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1, comments=[{"body": "It is the driver.", "author": "ada"}])))
+    await digest_with(store, StubEngine())
+    counts = await ingest_file(store, jsonl(row(1, updated_at="2026-03-02T10:00:00Z")))
+    assert counts.unchanged == 1
+    assert (await rows(store, "SELECT comments->0->>'body' FROM item")) == [("It is the driver.",)]
+
+
+async def test_partition_never_changes(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1, created_at=None, updated_at="2026-02-01T00:00:00Z")))
+    await ingest_file(store, jsonl(row(1, created_at="2025-01-01T00:00:00Z", updated_at="2026-02-02T00:00:00Z")))
+    assert (await rows(store, "SELECT partition_at::date::text, created_at::date::text FROM item")) == [("2026-02-01", "2025-01-01")]
+
+
+async def test_bad_lines_are_counted_with_their_reasons(store, row, jsonl):
+    counts = await ingest_file(store, jsonl(row(1), "{", row(2, type="poll")))
+    assert (counts.items, counts.rejected) == (1, 2)
+    assert [line for (line,) in await rows(store, "SELECT line FROM rejection ORDER BY line")] == [2, 3]
+    assert (await read_status(store.pool)).rejected == 2
+
+
+async def test_purged_items_do_not_come_back(store, row, jsonl):
+    async with store.pool.connection() as connection:
+        await connection.execute("INSERT INTO purge (repository, number) VALUES ('QuillCap/Marlframe', 1)")
+        await connection.execute("INSERT INTO purge (author) VALUES ('spammer')")
+    counts = await ingest_file(store, jsonl(row(1), row(2, author="spammer"), row(3)))
+    assert (counts.items, counts.rejected) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda: failure(500), "HTTP 500"),
+        (lambda: completion(""), "empty summary"),
+        (lambda: completion("The sum is", "length"), "cut-off summary"),
+        (lambda: httpx2.Response(200, json={"choices": []}), "unreadable answer"),
+        (lambda: httpx2.ReadTimeout("slow"), "timeout"),
+    ],
+)
+async def test_an_item_that_fails_for_ever_becomes_a_dead_letter(store, row, jsonl, answer, reason, monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 11)), row(11, title="Poison")))
+    done = await digest_with(store, StubEngine(lambda text, times: answer() if "Poison" in text else None))
+    assert (done.embedded, done.dead_letters) == (10, 1)
+    status = await read_status(store.pool)
+    assert status.complete
+    assert status.stored == status.embedded + status.dead_letters
+    assert [(gap.reason, gap.count) for gap in status.gaps] == [(f"dead letter: {reason}", 1)]
+    assert (await explain(store.pool, parse_address("quillcap/marlframe#11")))["failure"] == reason
+
+
+async def test_an_item_that_recovers_is_tried_again(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 4))))
+    done = await digest_with(store, StubEngine(lambda text, times: completion("") if "report 2" in text and times < 2 else None))
+    assert (done.embedded, done.dead_letters, done.llm_requests) == (3, 0, 5)
+
+
+async def test_a_dead_letter_comes_alive_when_its_text_changes(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1)))
+    assert (await digest_with(store, StubEngine(lambda text, times: completion("")))).dead_letters == 1
+    await ingest_file(store, jsonl(row(1, body="Edited.", updated_at="2026-05-01T00:00:00Z")))
+    assert (await digest_with(store, StubEngine())).embedded == 1
+    assert (await read_status(store.pool)).dead_letters == 0
+
+
+async def test_an_engine_that_goes_away_stops_the_run_and_costs_no_attempt(store, row, jsonl, monkeypatch):
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 101))))
+    with pytest.raises(EngineUnavailable):
+        await digest_with(store, StubEngine(lambda text, times: httpx2.ConnectError("refused")))
+    assert await rows(store, "SELECT max(attempts), count(lease_token), count(*) FROM due") == [(0, 0, 100)]
+    assert (await digest_with(store, StubEngine())).embedded == 100
+
+
+async def test_an_engine_that_fails_everything_stops_the_run(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 301))))
+    stub = StubEngine(lambda text, times: failure(500))
+    with pytest.raises(EngineFailing):
+        await digest_with(store, stub)
+    assert len(stub.asked) == pipeline.FAILED_BATCHES * leases.BATCH
+    status = await read_status(store.pool)
+    assert (status.pending, status.complete) == (300, False)
+
+
+async def test_embeddings_that_fail_are_counted_too(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1)))
+    stub = StubEngine()
+    stub.embedding_answer = failure(500)
+    assert (await digest_with(store, stub)).dead_letters == 1
+    assert (await rows(store, "SELECT stage, reason FROM dead_letter")) == [("embed", "HTTP 500")]
+
+
+async def test_a_zombie_can_write_nothing(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1)))
+    version = await ensure_version(store.pool, VERSION)
+    await find_due(store.pool)
+    zombies = await claim(store.pool, version.id, 1)
+    async with store.pool.connection() as connection:
+        await connection.execute("UPDATE due SET due_at = now()")  # the lease runs out
+    taken = await claim(store.pool, version.id, 2)
+    assert taken.token != zombies.token
+    with pytest.raises(LeaseLost):
+        await finish_batch(store.pool, version, zombies, [], [], [], run_id=1)
+    assert await rows(store, "SELECT lease_token FROM due") == [(taken.token,)]
+
+
+async def test_two_workers_never_hold_the_same_item(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 200))))
+    version = await ensure_version(store.pool, VERSION)
+    await find_due(store.pool)
+    batches = await asyncio.gather(*(claim(store.pool, version.id, n, size=20) for n in range(12)))
+    ids = [item.id for batch in batches if batch for item in batch.items]
+    assert len(ids) == len(set(ids)) == 199
+
+
+async def test_leases_of_a_dead_worker_are_due_at_once_and_those_of_a_living_one_are_not(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 5))))
+    version = await ensure_version(store.pool, VERSION)
+    await find_due(store.pool)
+    async with worker(store.dsn) as living:
+        async with worker(store.dsn) as dying:
+            await claim(store.pool, version.id, dying, size=2)
+        await claim(store.pool, version.id, living, size=2)
+        assert await release_dead(store.pool) == 2
+        assert await rows(store, "SELECT DISTINCT lease_worker FROM due WHERE lease_worker IS NOT NULL") == [(living,)]
+
+
+async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1)))
+    changed = jsonl(row(1, body="Changed meanwhile.", updated_at="2026-05-01T00:00:00Z"), name="changed.jsonl")
+    loop = asyncio.get_running_loop()
+
+    class Meddler(StubEngine):
+        async def __call__(self, request):
+            if request.url.path.endswith("/chat/completions") and not self.asked:
+                await loop.create_task(ingest_file(store, changed))
+            return await super().__call__(request)
+
+    stub = Meddler()
+    done = await digest_with(store, stub)
+    assert done.embedded == 2
+    assert any("Changed meanwhile" in text for text in stub.asked)
+    assert (await read_status(store.pool)).complete
+
+
+async def test_the_ledger_knows_of_every_request_before_it_is_sent(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 11))))
+
+    class Accountant(StubEngine):
+        async def __call__(self, request):
+            if request.url.path.endswith("/chat/completions"):
+                assert (await rows(store, "SELECT count(*) FROM engine_call WHERE settled_at IS NULL")) == [(11,)]
+            return await super().__call__(request)
+
+    stub = Accountant(lambda text, times: failure(500) if "report 3\n" in text and times == 0 else None)
+    done = await digest_with(store, stub)
+    requests = sum(stub.asked.values())
+    assert done.llm_requests == requests == 11
+    assert await rows(store, "SELECT sum(requests) FROM engine_call WHERE purpose = 'summary'") == [(requests,)]
+
+
+async def test_another_model_is_refused_and_says_what_to_do(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1)))
+    await digest_with(store, StubEngine())
+    other = IndexVersion(**{**vars(VERSION), "embedding_model": "other"})
+    with pytest.raises(VersionMismatch, match="STARSEARCH_HOME") as caught:
+        await ensure_version(store.pool, other)
+    assert caught.value.exit_code == 3
+
+
+async def test_the_longest_real_body_goes_through(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1, body="Traceback (most recent call last) " * 6_625)))
+    assert (await digest_with(store, StubEngine())).embedded == 1
+
+
+async def test_real_items_end_to_end(store, shared_data, engines, tmp_path):
+    lines = (shared_data / "sample.jsonl").read_text("utf-8").splitlines()[:130]
+    path = tmp_path / "real.jsonl"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    counts = await ingest_file(store, path)
+    assert (counts.items, counts.rejected) == (130, 0)
+    async with recorded_run(store, "digest") as run:
+        await digest(store, engines, run)
+    assert (await read_status(store.pool)).complete
+    assert run.counts.embedded == 130
+    stored = {number for (number,) in await rows(store, "SELECT number FROM item")}
+    assert stored == {json.loads(line)["number"] for line in lines}
