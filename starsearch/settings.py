@@ -5,7 +5,7 @@ be in the environment is never sent anywhere but to the host it belongs to.
 """
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,6 +68,13 @@ class Settings(BaseSettings):
         if urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).netloc:
             raise ValueError("must be an http:// or https:// address")
         return value.rstrip("/")
+
+    @field_validator("since")
+    @classmethod
+    def _utc(cls, value: datetime | None) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
     @model_validator(mode="before")
     @classmethod

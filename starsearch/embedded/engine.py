@@ -88,7 +88,7 @@ class EmbeddedEngine:
             return _error(400, f"expected model and input: {error!r}")
         if model != MODEL:
             return _error(404, f"model {model!r} does not exist for embeddings; there is {MODEL}")
-        if not texts or len(texts) > MAX_INPUTS or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_INPUTS or not all(isinstance(text, str) for text in texts):
             return _error(400, f"input must be a text or 1 to {MAX_INPUTS} texts")
         if body.get("dimensions", DIMENSIONS) != DIMENSIONS:
             return _error(400, f"{MODEL} gives {DIMENSIONS} dimensions only")

@@ -31,6 +31,7 @@ import psycopg
 from starsearch.errors import DatabaseUnavailable, DatabaseUnsuitable
 
 START_SECONDS = 60  # crash recovery of a large write-ahead log takes tens of seconds
+SUPERVISORS = 3  # how many to start: the first may adopt a server that is just dying
 POLL_SECONDS = 0.05
 STOP_SECONDS = 60
 DATABASE = "starsearch"
@@ -110,8 +111,7 @@ def start(home: Path) -> EmbeddedPostgres:
     try:
         with locked(locks / "start.lock"):
             place = _place(home, locks)
-            if not _answers(place):
-                _start(place)
+            _start(place)
             _create_database(place)
     except BaseException:
         in_use.close()
@@ -238,21 +238,25 @@ def _answers(place: Place) -> bool:
 
 
 def _start(place: Place) -> None:
-    """Start a supervisor, unless one is at work already, and wait until the server answers."""
+    """Wait until a supervisor is at work and its server answers; start a supervisor where there is none, or it has ended."""
     _check_version(place)
-    supervisor = None
-    if not is_locked(place.locks / "supervisor.lock"):
-        command = [sys.executable, "-m", "starsearch.embedded.postgres_supervisor"]
-        arguments = [str(place.locks), str(place.folder), str(place.binaries), place.user or ""]
-        with (place.locks / "supervisor.log").open("a") as log:
-            supervisor = subprocess.Popen(
-                command + arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
-            )
+    lock = place.locks / "supervisor.lock"
+    supervisors: list[subprocess.Popen[bytes]] = []
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(place):
-        if (supervisor and supervisor.poll() is not None) or time.monotonic() > deadline:
+    while not (is_locked(lock) and _answers(place)):
+        ended = not supervisors or supervisors[-1].poll() is not None
+        if time.monotonic() > deadline or (ended and len(supervisors) == SUPERVISORS):
             raise DatabaseUnavailable(f"the embedded PostgreSQL did not start; its log is {place.log}, and ends:\n{_tail(place)}")
+        if ended and not is_locked(lock):
+            supervisors.append(_supervise(place))
         time.sleep(POLL_SECONDS)
+
+
+def _supervise(place: Place) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "starsearch.embedded.postgres_supervisor"]
+    arguments = [str(place.locks), str(place.folder), str(place.binaries), place.user or ""]
+    with (place.locks / "supervisor.log").open("a") as log:
+        return subprocess.Popen(command + arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
 
 
 def _check_version(place: Place) -> None:

@@ -18,10 +18,11 @@ from typing import IO
 
 import psutil
 
-from starsearch.embedded.postgres import Place
+from starsearch.embedded.postgres import POLL_SECONDS, STOP_SECONDS, Place
 
 IDLE_SECONDS = 300  # a second command within five minutes need not wait for a start
 CHECK_SECONDS = 1.0
+TRIES = 20  # whoever looks whether a lock is held holds it for an instant
 SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -39,10 +40,9 @@ SETTINGS = {
 
 def main(locks: str, folder: str, binaries: str, user: str) -> int:
     place = Place(Path(locks), Path(folder), Path(binaries), user or None)
-    with (place.locks / "supervisor.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    # users first: when idle, it stays locked until the server has ended
+    with (place.locks / "users.lock").open("a") as users, (place.locks / "supervisor.lock").open("a+") as lock:
+        if not take(lock):
             return 0
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -50,12 +50,21 @@ def main(locks: str, folder: str, binaries: str, user: str) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server = running(place) or launch(place)
         try:
-            while watch(place, server) is Ending.SOCKET_LOST:
+            while watch(place, server, users) is Ending.SOCKET_LOST:
                 halt(server)
                 server = launch(place)
         finally:
             halt(server)
     return 0
+
+
+def take(lock: IO[str]) -> bool:
+    for _ in range(TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
 
 
 def running(place: Place) -> psutil.Process | None:
@@ -85,6 +94,8 @@ def is_server(process: psutil.Process, data: Path) -> bool:
 
 def launch(place: Place) -> psutil.Process:
     own_socket_folder(place)
+    for stale in (place.socket, place.socket.with_name(f"{place.socket.name}.lock")):
+        stale.unlink(missing_ok=True)  # it may name a pid that now belongs to something else, and PostgreSQL believes it
     if not (place.data / "PG_VERSION").exists():
         initialize(place)
     command = [str(place.binaries / "postgres"), "-D", str(place.data), "-k", str(place.sockets)]
@@ -142,20 +153,19 @@ class Ending(Enum):
     SOCKET_LOST = auto()  # it lives, but nobody can reach it
 
 
-def watch(place: Place, server: psutil.Process) -> Ending:
+def watch(place: Place, server: psutil.Process, users: IO[str]) -> Ending:
     """Returns when the server cannot or need not go on. When idle, the exclusive lock then keeps new users out."""
-    in_use: IO[str] = (place.locks / "users.lock").open("a")
     idle_since = time.monotonic()
     reachable = False  # a starting server has neither pid file nor socket yet
-    while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
+    while alive(server):
         try:
-            fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             idle_since = time.monotonic()
         else:
             if time.monotonic() - idle_since > IDLE_SECONDS:
                 return Ending.IDLE
-            fcntl.flock(in_use, fcntl.LOCK_UN)
+            fcntl.flock(users, fcntl.LOCK_UN)
         reachable = reachable or place.socket.exists()
         if reachable and _pid(place) != server.pid:
             return Ending.GONE
@@ -165,11 +175,20 @@ def watch(place: Place, server: psutil.Process) -> Ending:
     return Ending.GONE
 
 
+def alive(server: psutil.Process) -> bool:
+    """Not so for a zombie: the first process of a container may never collect the ones it inherits."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(server.is_running() and server.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def halt(server: psutil.Process) -> None:
     """PostgreSQL's fast shutdown: open sessions end, everything committed is on disk."""
     with contextlib.suppress(psutil.NoSuchProcess):
         server.send_signal(signal.SIGINT)
-        server.wait(60)
+    deadline = time.monotonic() + STOP_SECONDS
+    while alive(server) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":

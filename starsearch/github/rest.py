@@ -77,10 +77,12 @@ class RestSource:
         high_water: datetime | None = None
         while url:
             response = await self._get(url)
-            items, rejections = _parse_page(response.json(), checkpoint)
+            items, rejections = _parse_page(_rows(response), checkpoint)
             high_water = high_water or max((item.updated_at for item in items if item.updated_at), default=start)
             url = None if newest else self._next(response)
-            done = None if url else Checkpoint(checkpoint.repo, SOURCE, max(high_water, start) if not newest else high_water)
+            # the newest few leave a gap behind them: a checkpoint that is there stays, so that the next whole crawl fills it
+            reached = checkpoint.high_water or high_water if newest else max(high_water, start)
+            done = None if url else Checkpoint(checkpoint.repo, SOURCE, reached, checkpoint.host)
             yield Chunk(tuple(items), tuple(rejections), done, name=checkpoint.repo)
 
     def _next(self, response: httpx2.Response) -> str | None:
@@ -95,7 +97,7 @@ class RestSource:
             try:
                 self.requests += 1
                 response = await self._http.get(url)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 if attempt == TRIES or isinstance(error, httpx2.ConnectError):
                     raise SourceUnavailable(
                         f"{self._http.base_url.host} does not answer ({error}): check the network or STARSEARCH_GITHUB_REST_URL, "
@@ -109,8 +111,12 @@ class RestSource:
         raise StarsearchError(f"{response.url.path} answered {response.status_code} {TRIES} times")
 
     def _checked(self, response: httpx2.Response) -> httpx2.Response:
-        if response.status_code in {403, 429} and ("retry-after" in response.headers or self.quota.remaining == 0):
-            raise RateLimited(f"{self.quota}; a token (STARSEARCH_GITHUB_TOKENS) allows 5,000 an hour", self.quota.resets_at)
+        wait = response.headers.get("retry-after", "")
+        if response.status_code == 429 or (response.status_code == 403 and (wait or self.quota.remaining == 0)):
+            asks = f", and GitHub asks to wait {wait} s" if wait else ""
+            # the short-term limit names its own end, which is not the hourly quota's
+            resets_at = datetime.now(UTC) + timedelta(seconds=int(wait)) if wait.isdecimal() else self.quota.resets_at
+            raise RateLimited(f"{self.quota}{asks}; a token (STARSEARCH_GITHUB_TOKENS) allows 5,000 an hour", resets_at)
         if response.status_code == 401:
             raise SourceUnavailable("GitHub refuses the token: correct STARSEARCH_GITHUB_TOKENS, GH_TOKEN or GITHUB_TOKEN")
         if response.status_code >= 400:
@@ -139,6 +145,17 @@ async def open_source(
         base_url=base_url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True, transport=transport
     ) as http:
         yield RestSource(http)
+
+
+def _rows(response: httpx2.Response) -> list[Any]:
+    """The page's rows. A login page or an object is not an empty page: the checkpoint must not move."""
+    try:
+        rows = response.json()
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list):
+        raise StarsearchError(f"{response.url.path} did not answer with a list of issues: check STARSEARCH_GITHUB_REST_URL")
+    return rows
 
 
 def _parse_page(page: list[Any], checkpoint: Checkpoint) -> tuple[list[Item], list[Rejection]]:

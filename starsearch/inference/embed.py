@@ -1,7 +1,6 @@
 """Texts to unit vectors, by the engine's embeddings endpoint."""
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import openai
 from numpy.typing import NDArray
 
-from starsearch.errors import DigestFailed, VersionMismatch
+from starsearch.errors import DigestFailed, ModelNotServed, VersionMismatch
 from starsearch.inference.client import Engine, translate
 
 Vectors = NDArray[np.float32]
@@ -24,26 +23,34 @@ async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None)
     extra: dict[str, Any] = {"dimensions": dimensions} if dimensions else {}
     try:
         answer = await engine.client.embeddings.create(model=engine.model, input=list(texts), encoding_format="base64", **extra)
+        rows = sorted(answer.data, key=lambda row: row.index)
+        if len(rows) != len(texts):
+            raise DigestFailed("unreadable answer", f"{len(rows)} vectors for {len(texts)} texts")
+        vectors = np.stack([_decode(row.embedding) for row in rows])
+        tokens = (answer.usage and answer.usage.prompt_tokens) or 0
     except openai.OpenAIError as error:
         raise translate(error) from error
-    rows = sorted(answer.data, key=lambda row: row.index)
-    if len(rows) != len(texts):
-        raise DigestFailed("unreadable answer", f"{len(rows)} vectors for {len(texts)} texts")
-    try:
-        vectors = np.stack([_decode(row.embedding) for row in rows])
-    except (ValueError, binascii.Error) as error:
-        raise DigestFailed("unreadable answer", f"vectors: {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page
+        raise DigestFailed("unreadable answer", f"vectors: {error}"[:300]) from error
+    if vectors.ndim != 2:
+        raise DigestFailed("unreadable answer", f"vectors of shape {vectors.shape}")
     if dimensions and vectors.shape[1] != dimensions:
         raise VersionMismatch(
             f"{engine.model} gives vectors of {vectors.shape[1]} dimensions, not the configured {dimensions}: "
             "correct STARSEARCH_EMBEDDING_DIMENSIONS, or use a database made for these"
         )
-    return _unit(vectors), answer.usage.prompt_tokens if answer.usage else 0
+    return _unit(vectors), tokens
 
 
 async def measure_dimensions(engine: Engine, dimensions: int | None) -> int:
-    """How long this engine's vectors are, found by asking for one."""
-    vectors, _ = await embed(engine, ["dimensions"], dimensions=dimensions)
+    """How long this engine's vectors are, found by asking for one. Raises ModelNotServed where it gives none."""
+    try:
+        vectors, _ = await embed(engine, ["dimensions"], dimensions=dimensions)
+    except DigestFailed as error:
+        raise ModelNotServed(
+            f"{engine.model} at {engine.base_url} gives no {f'{dimensions}-dimensional ' if dimensions else ''}embeddings ({error}): "
+            "correct STARSEARCH_EMBEDDING_BASE_URL, STARSEARCH_EMBEDDING_MODEL or STARSEARCH_EMBEDDING_DIMENSIONS"
+        ) from error
     return int(vectors.shape[1])
 
 

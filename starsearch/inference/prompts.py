@@ -55,7 +55,7 @@ def prompt_for(item: DueItem, *, context_tokens: int | None, shrink: int = 0) ->
 
 def embedded_text(title: str, summary: str) -> str:
     """What an item's vector means: its title and summary, cut at a word. See TEXT_RECIPE."""
-    text = f"{title}\n{summary}"
+    text = f"{title}\n{summary}".strip()
     return text if len(text) <= EMBEDDED_CHARACTERS else text[:EMBEDDED_CHARACTERS].rsplit(maxsplit=1)[0]
 
 

@@ -27,6 +27,8 @@ async def summarize(engine: Engine, item: DueItem) -> Summary:
                 raise DigestFailed("HTTP 400", str(error.message)[:300], permanent=True) from error
         except openai.OpenAIError as error:
             raise translate(error) from error
+        except (AttributeError, TypeError, ValueError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page
+            raise DigestFailed("unreadable answer", repr(error)[:300]) from error
     raise AssertionError("unreachable: the last shrink returns or raises")
 
 
@@ -54,8 +56,8 @@ async def _ask(engine: Engine, prompt: Prompt, *, key: bytes) -> Summary:
         key,
         text,
         _source(engine.model),
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        prompt_tokens=(usage and usage.prompt_tokens) or 0,
+        completion_tokens=(usage and usage.completion_tokens) or 0,
     )
 
 

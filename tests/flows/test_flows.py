@@ -1,0 +1,182 @@
+"""Flows on Prefect's own server: the same counts as the command, artifacts, and schedules that really make runs."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.flows
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect_server(tmp_path_factory):
+    import flows  # noqa: F401  its defaults must be set before Prefect is imported
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def github(row):
+    """A stand-in for GitHub's REST API over real HTTP: one repository with three issues, and one that is gone."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    fields = ("number", "title", "body", "state", "created_at", "updated_at")
+    issues = [{name: row(n)[name] for name in fields} | {"html_url": row(n)["url"], "user": {"login": "ada"}} for n in (1, 2, 3)]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = self.path.startswith("/repos/quillcap/marlframe/issues")
+            body = json.dumps(issues if known else {"message": "Not Found"}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("x-ratelimit-remaining", "41")
+            self.send_header("x-ratelimit-limit", "60")
+            self.send_header("x-ratelimit-reset", "1790000000")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+async def artifacts():
+    from prefect import get_client
+
+    async with get_client() as client:
+        return await client.read_artifacts()
+
+
+async def test_crawl_stores_digests_and_reports(environment, github, monkeypatch):
+    from flows.crawl import crawl
+
+    monkeypatch.setenv("STARSEARCH_GITHUB_REST_URL", github)
+    counts = await crawl(repositories=["quillcap/marlframe", "no/such"])
+    assert (counts["items"], counts["inserted"], counts["summarized"], counts["embedded"], counts["llm_requests"]) == (3, 3, 3, 3, 3)
+    found = {artifact.key: artifact for artifact in await artifacts() if artifact.key}
+    assert {"crawl-fetch", "digest-shard", "crawl-counts"} <= set(found)
+    assert found["digest-shard"].data == 100.0
+    assert "no/such" in json.dumps(found["crawl-counts"].data)
+
+    again = await crawl(repositories=["quillcap/marlframe"])
+    assert (again["inserted"], again["unchanged"], again["llm_requests"]) == (0, 3, 0)
+    command = [sys.executable, "-m", "starsearch.cli", "crawl", "--repo", "quillcap/marlframe", "--json"]
+    printed = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True, timeout=120)
+    assert set(json.loads(printed.stdout)) == set(again)
+    assert "41 of 60" in printed.stderr
+
+
+async def test_digest_flow_digests_what_is_due(environment, row, jsonl):
+    from flows.digest import digest
+
+    path = jsonl(row(1), row(2))
+    command = [sys.executable, "-m", "starsearch.cli", "ingest", str(path), "--no-digest"]
+    await asyncio.to_thread(subprocess.run, command, env=os.environ, check=True, capture_output=True, timeout=120)
+    assert (await digest())["embedded"] == 2
+
+
+async def test_crawl_of_nothing_fails_and_says_what_to_do(environment):
+    from flows.crawl import crawl
+    from starsearch.errors import PreconditionMissing
+
+    with pytest.raises(PreconditionMissing, match="STARSEARCH_REPOSITORIES"):
+        await crawl()
+
+
+async def test_the_main_job_costs_a_handful_of_task_runs_whatever_the_number_of_items(environment, row, jsonl):
+    from prefect import get_client
+
+    from flows.demo import crawl_sample
+
+    async def task_runs():
+        async with get_client() as client:
+            return len(await client.read_task_runs())
+
+    before = await task_runs()
+    counts = await crawl_sample()
+    assert counts["embedded"] == counts["items"] > 50
+    deadline = time.monotonic() + 30
+    while (made := await task_runs() - before) < 4 and time.monotonic() < deadline:
+        await asyncio.sleep(0.5)
+    assert made == 4
+
+
+async def test_deployed_cron_yields_scheduled_runs(tmp_path):
+    """With the wrong SQLAlchemy everything looks well and no run is ever scheduled."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url, "PREFECT_SERVER_API_PORT": str(port)}
+    environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
+    with (tmp_path / "server.log").open("w") as log:
+        serve = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(serve, env=environment, stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        await _until_healthy(url)
+        for command in (["deployments/set_up.py"], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
+            await asyncio.to_thread(subprocess.run, [sys.executable, *command], env=environment, cwd=ROOT, check=True, timeout=120)
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+        with temporary_settings({PREFECT_API_URL: url}):
+            async with get_client() as client:
+                names = {deployment.name for deployment in await client.read_deployments()}
+                deadline = time.monotonic() + 150
+                while not (runs := await client.read_flow_runs(flow_run_filter=scheduled)) and time.monotonic() < deadline:
+                    await asyncio.sleep(1)
+        assert names == {"hourly", "shard"}
+        assert runs
+        assert all(run.expected_start_time.minute == 7 for run in runs)
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+async def _until_healthy(url):
+    import httpx2
+
+    deadline = time.monotonic() + 180
+    async with httpx2.AsyncClient() as client:
+        while time.monotonic() < deadline:
+            try:
+                if (await client.get(f"{url}/health")).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass
+            await asyncio.sleep(0.5)
+    raise AssertionError("Prefect's server did not start")
+
+
+def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():
+    import importlib
+
+    import yaml
+
+    spec = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    pools = (ROOT / "deployments" / "set_up.py").read_text()
+    for deployment in spec["deployments"]:
+        module, name = deployment["entrypoint"].rsplit(".", 1)
+        assert getattr(importlib.import_module(module), name).name == name
+        assert f'"{deployment["work_pool"]["name"]}"' in pools
