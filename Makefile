@@ -23,7 +23,7 @@ bench: .venv/ready        ## every benchmark beside its target: build/bench.json
 	@$(RUN)/python -m benchmarks $(BENCH)
 
 test-vllm: .venv/ready    ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
-	$(RUN)/pytest -m vllm
+	$(RUN)/pytest -m vllm -s
 
 deploy: .venv/ready       ## register every deployment of prefect.yaml on the server at PREFECT_API_URL
 	@test -n "$$PREFECT_API_URL" || { echo "set PREFECT_API_URL, such as http://127.0.0.1:4200/api, to the server to deploy to"; exit 3; }

@@ -55,13 +55,19 @@ class VersionMismatch(PreconditionMissing):
 
 
 class DigestFailed(StarsearchError):
-    """One item could not be digested; `reason` is a short, countable name and `detail` what the engine said."""
+    """One item could not be digested; `reason` is a short, countable name and `detail` what the engine said.
 
-    def __init__(self, reason: str, detail: str = "", *, permanent: bool = False) -> None:
+    permanent: another attempt would fail alike. engine: the fault may be the engine's, not the item's.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, permanent: bool = False, engine: bool = False) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
         self.permanent = permanent
+        self.engine = engine
+        self.prompt_tokens = 0  # what the failed answer cost all the same
+        self.completion_tokens = 0
 
 
 class EngineFailing(StarsearchError):

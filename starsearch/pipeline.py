@@ -166,7 +166,8 @@ class _Digester:
         except LeaseLost as error:
             log.warning("%s", error)
             return
-        self.failed_batches = self.failed_batches + 1 if not digests and len(failures) >= MANY else 0
+        engine_failed = not digests and len(failures) >= MANY and all(failure.error.engine for failure in failures)
+        self.failed_batches = self.failed_batches + 1 if engine_failed else 0
         self.run.counts.add(counts)
         self.done += counts.embedded + counts.dead_letters
         self.run.progress("digest", self.done, self.total)
@@ -192,8 +193,12 @@ class _Digester:
             with counting() as requests:
                 try:
                     summary = await summarize(self.engines.llm, item)
-                except (DigestFailed, EngineUnavailable) as error:
-                    call.outcome = getattr(error, "reason", "no answer")
+                except DigestFailed as error:
+                    call.outcome = error.reason
+                    call.prompt_tokens, call.completion_tokens = error.prompt_tokens, error.completion_tokens
+                    return error
+                except EngineUnavailable as error:
+                    call.outcome = "no answer"
                     return error
                 finally:
                     call.requests = requests.count

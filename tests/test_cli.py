@@ -158,7 +158,9 @@ def test_doctor_reports_each_precondition(starsearch):
 
 
 def test_evaluate_measures_three_modes_and_honours_also_ok(starsearch, row, jsonl):
-    starsearch("ingest", jsonl(*(row(n, title=f"Topic {word}", body=f"All about {word}.") for n, word in enumerate(["x", "tea", "rail"], 1))))
+    starsearch(
+        "ingest", jsonl(*(row(n, title=f"Topic {word}", body=f"All about {word}.") for n, word in enumerate(["x", "tea", "rail"], 1)))
+    )
     url = row(2)["url"]
     questions = jsonl(
         {"question": "tea", "url": url}, {"question": "rail", "url": "https://nowhere", "also_ok": [row(3)["url"]]}, name="q.jsonl"

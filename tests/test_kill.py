@@ -71,7 +71,9 @@ async def test_killed_at_random_points_it_ends_the_same(environment, engine, sto
     last = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(last.stdout)["inserted"] == 0
 
-    status = subprocess.run([sys.executable, "-m", "starsearch.cli", "status", "--json"], env=env, capture_output=True, text=True, check=True)
+    status = subprocess.run(
+        [sys.executable, "-m", "starsearch.cli", "status", "--json"], env=env, capture_output=True, text=True, check=True
+    )
     status = json.loads(status.stdout)
     assert status["complete"] is True
     assert status["known"] == status["stored"] == status["summarized"] == status["embedded"] == ITEMS

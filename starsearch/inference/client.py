@@ -109,12 +109,12 @@ def translate(error: openai.OpenAIError) -> DigestFailed | EngineUnavailable:
     """The SDK's error in our words, after its retries: no answer is the engine's fault, anything else is the item's."""
     match error:
         case openai.APITimeoutError():
-            return DigestFailed("timeout", "the engine did not answer in time")
+            return DigestFailed("timeout", "the engine did not answer in time", engine=True)
         case openai.APIConnectionError():
             return EngineUnavailable(f"the engine does not answer any more ({error}): start it again, then run the command again")
         case openai.AuthenticationError() | openai.PermissionDeniedError():
             return EngineUnavailable("the engine refuses the key: correct STARSEARCH_LLM_API_KEY or STARSEARCH_EMBEDDING_API_KEY")
         case openai.APIStatusError():
-            return DigestFailed(f"HTTP {error.status_code}", str(error.message)[:300])
+            return DigestFailed(f"HTTP {error.status_code}", str(error.message)[:300], engine=True)
         case _:
-            return DigestFailed("unreadable answer", str(error)[:300])
+            return DigestFailed("unreadable answer", str(error)[:300], engine=True)

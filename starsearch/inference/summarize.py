@@ -3,6 +3,7 @@
 from typing import Literal
 
 import openai
+from openai.types.chat import ChatCompletion
 
 from starsearch.errors import DigestFailed
 from starsearch.inference.client import Engine, translate
@@ -43,22 +44,26 @@ async def _ask(engine: Engine, prompt: Prompt, *, key: bytes) -> Summary:
         temperature=0,
         max_tokens=prompt.max_tokens,
     )
+    prompt_tokens = (answer.usage and answer.usage.prompt_tokens) or 0
+    completion_tokens = (answer.usage and answer.usage.completion_tokens) or 0
+    try:
+        text = _text(answer, prompt)
+    except DigestFailed as error:
+        error.prompt_tokens, error.completion_tokens = prompt_tokens, completion_tokens
+        raise
+    return Summary(key, text, _source(engine.model), prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def _text(answer: ChatCompletion, prompt: Prompt) -> str:
     if not answer.choices:
-        raise DigestFailed("unreadable answer", "no choices")
+        raise DigestFailed("unreadable answer", "no choices", engine=True)
     choice = answer.choices[0]
     text = clean(choice.message.content or "").strip()
     if choice.finish_reason == "length":
         raise DigestFailed("cut-off summary", f"longer than {prompt.max_tokens} tokens")
     if not text:
         raise DigestFailed("empty summary", f"finish_reason {choice.finish_reason}")
-    usage = answer.usage
-    return Summary(
-        key,
-        text,
-        _source(engine.model),
-        prompt_tokens=(usage and usage.prompt_tokens) or 0,
-        completion_tokens=(usage and usage.completion_tokens) or 0,
-    )
+    return text
 
 
 def _source(model: str) -> Literal["model", "extractive"]:

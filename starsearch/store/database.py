@@ -1,5 +1,6 @@
 """A pool of connections to PostgreSQL, ready for vectors; and how this project wants its sessions."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,8 @@ SESSION = (
     "-c plan_cache_mode=force_custom_plan -c hnsw.ef_search=100 -c hnsw.iterative_scan=relaxed_order "
     "-c timezone=UTC -c application_name=starsearch"
 )
+# an @ or / left as it is in a password: libpq then takes the rest of the password for the host, and names it in its errors
+UNENCODED = re.compile(r"postgres(ql)?://([^@/]*@)?+[^?]*@")
 
 Pool = AsyncConnectionPool[AsyncConnection]
 
@@ -49,18 +52,30 @@ async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = F
 async def connect(dsn: str) -> AsyncConnection:
     """One connection in autocommit mode, for what needs a session of its own: migrations, leases."""
     try:
+        if UNENCODED.match(dsn):
+            raise psycopg.ProgrammingError("unencoded character")
         return await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_SECONDS, options=SESSION)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(
-            f"no PostgreSQL at {describe(dsn)} ({str(error).strip().splitlines()[-1]}): start it, correct "
+            f"no PostgreSQL at {describe(dsn)} ({_reason(error)}): start it, correct "
             "STARSEARCH_DATABASE_URL, or unset it to use the embedded PostgreSQL"
         ) from error
-    except psycopg.ProgrammingError as error:
-        raise DatabaseUnavailable(f"STARSEARCH_DATABASE_URL is not a PostgreSQL address: {error}") from error
+    except psycopg.ProgrammingError as error:  # its text may quote the password
+        raise DatabaseUnavailable(
+            "STARSEARCH_DATABASE_URL is not a PostgreSQL address: write postgresql://user:password@host:port/database, and in the "
+            "password %40 for @, %2F for /, %25 for %"
+        ) from error
+
+
+def _reason(error: psycopg.OperationalError) -> str:
+    """The last line that is not one of libpq's indented hints."""
+    return [line for line in str(error).strip().splitlines() if not line.startswith("\t")][-1]
 
 
 def describe(dsn: str) -> str:
     """The address without its password."""
+    if UNENCODED.match(dsn):
+        return "an address that cannot be read"
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:

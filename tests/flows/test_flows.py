@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect_server(tmp_path_factory):
-    import flows  # noqa: F401  its defaults must be set before Prefect is imported
     from prefect.testing.utilities import prefect_test_harness
+
+    import flows  # noqa: F401  its defaults must be set before Prefect is imported
 
     with prefect_test_harness(server_startup_timeout=180):
         yield

@@ -110,7 +110,16 @@ async def test_tombstoned_items_leave_search_at_once(store, version):
 
 @pytest.mark.parametrize(
     "query",
-    ["'; DROP TABLE item; --", "a & | ! ( :*", "%s %(query)s {limit}", "the of and", "日本語の質問", "\\' \" \x01", "x" * 10_000, "<script>"],
+    [
+        "'; DROP TABLE item; --",
+        "a & | ! ( :*",
+        "%s %(query)s {limit}",
+        "the of and",
+        "日本語の質問",
+        "\\' \" \x01",
+        "x" * 10_000,
+        "<script>",
+    ],
 )
 async def test_any_question_is_only_a_question(store, version, query):
     for mode in MODES:

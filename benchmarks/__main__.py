@@ -1,0 +1,50 @@
+"""Run the benchmarks whose figures begin with the given prefix (default: all): python -m benchmarks [prefix].
+
+Prints a table and writes build/bench.json. A figure that misses its target is printed as missing it; exit code 1 then.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import embedded
+from benchmarks.measure import Benchmark, Figure
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "embedded.embeddings_per_second": embedded.embeddings_per_second,
+    "embedded.items_per_second": embedded.items_per_second,
+}
+REPORT = Path(__file__).resolve().parents[1] / "build" / "bench.json"
+
+
+def main(prefix: str = "") -> int:
+    chosen = {name: run for name, run in BENCHMARKS.items() if name.startswith(prefix)}
+    if not chosen:
+        print(f"no benchmark begins with {prefix!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    table = Table("figure", "value", "target", "holds", "seconds")
+    rows = []
+    for name, run in chosen.items():
+        started = time.monotonic()
+        figures = run()
+        seconds = time.monotonic() - started
+        for figure in figures:
+            table.add_row(*cells(figure), f"{seconds:.0f}")
+            rows.append(vars(figure) | {"holds": figure.holds, "seconds": round(seconds, 1), "command": f"make bench BENCH={name}"})
+    Console().print(table)
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0 if all(row["holds"] for row in rows) else 1
+
+
+def cells(figure: Figure) -> list[str]:
+    target = f"{figure.comparison} {figure.target:g}"
+    return [figure.name, f"{figure.value:,.2f} {figure.unit}", target, "yes" if figure.holds else "MISSED"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

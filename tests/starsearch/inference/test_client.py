@@ -1,0 +1,174 @@
+"""The real OpenAI client on a fake wire: which engine is accepted, what is counted, and whose fault an error is."""
+
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed
+from starsearch.inference import client
+from starsearch.inference.client import Engine, counting, open_client, preflight, translate
+from tests.stub_engine import completion, failure
+
+BASE = "http://engine.example/v1"
+
+
+def engine(answer: Any, **options: Any):
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        found = answer(request) if callable(answer) else answer
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return open_client(BASE, transport=httpx2.MockTransport(handle), **options)
+
+
+def models(*names: str, **fields: Any) -> httpx2.Response:
+    return httpx2.Response(200, json={"object": "list", "data": [{"id": name, "object": "model"} | fields for name in names]})
+
+
+async def check(answer: Any, wanted: str | None = None, purpose: str = "LLM") -> Engine:
+    async with engine(answer) as opened:
+        return await preflight(opened, wanted, purpose=purpose)
+
+
+async def ask(opened: openai.AsyncOpenAI) -> str | None:
+    answer = await opened.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello"}])
+    return answer.choices[0].message.content
+
+
+@pytest.fixture
+def no_retries(monkeypatch):
+    """The SDK waits half a second and more before it asks again."""
+    monkeypatch.setattr(client, "RETRIES", 0)
+
+
+@pytest.mark.parametrize(
+    ("served", "wanted", "taken"),
+    [
+        (["small", "large"], "large", "large"),
+        (["small"], "small", "small"),
+        (["small"], None, "small"),  # the only one need not be named
+    ],
+)
+async def test_a_served_model_is_taken(served, wanted, taken):
+    found = await check(models(*served), wanted)
+    assert (found.model, found.base_url) == (taken, BASE)
+
+
+@pytest.mark.parametrize(
+    ("served", "wanted", "message"),
+    [
+        (["small", "large"], "huge", r"serves small, large; set STARSEARCH_LLM_MODEL.*it is huge"),
+        (["small", "large"], None, r"serves small, large; set STARSEARCH_LLM_MODEL"),  # choosing for you could cost money
+        ([], None, "serves no model"),
+        ([], "small", r"serves no model.*it is small"),
+    ],
+)
+async def test_a_model_that_is_not_served_is_named_with_those_that_are(served, wanted, message):
+    with pytest.raises(ModelNotServed, match=message) as caught:
+        await check(models(*served), wanted)
+    assert caught.value.exit_code == 3
+
+
+async def test_the_setting_of_the_right_engine_is_named():
+    with pytest.raises(ModelNotServed, match="STARSEARCH_EMBEDDING_MODEL"):
+        await check(models("a", "b"), purpose="EMBEDDING")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx2.ConnectError("refused"), r"no engine answers at http://engine.example/v1: start it, or correct STARSEARCH_LLM_BASE_URL"),
+        (httpx2.ReadTimeout("slow"), "no engine answers"),
+        (httpx2.Response(404, html="<h1>Not Found</h1>"), r"answered 404: check STARSEARCH_LLM_BASE_URL.*/v1"),
+        (httpx2.Response(401, json={"error": {"message": "no key"}}), "answered 401.*STARSEARCH_LLM_API_KEY"),
+        (httpx2.Response(200, html="<h1>Welcome</h1>"), "did not answer with a list of models.*/v1"),  # a web server's start page
+        (httpx2.Response(200, json=[]), "did not answer with a list of models"),
+        (httpx2.Response(307, headers={"location": "http://elsewhere.example/"}), "answered 307"),  # a key must not follow
+    ],
+)
+@pytest.mark.usefixtures("no_retries")
+async def test_an_engine_that_is_not_one_is_refused_with_what_to_do(answer, message):
+    with pytest.raises(EngineUnavailable, match=message) as caught:
+        await check(answer)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"max_model_len": 4096}, 4096),  # vLLM tells
+        ({}, None),  # OpenAI, Ollama and llama.cpp do not
+        ({"max_model_len": None}, None),
+        ({"max_model_len": "long"}, None),
+    ],
+)
+async def test_the_context_is_what_the_engine_says(fields, tokens):
+    assert (await check(models("m", **fields))).context_tokens == tokens
+
+
+@pytest.mark.parametrize(("key", "sent"), [(None, "Bearer none"), ("sk-given", "Bearer sk-given")])
+async def test_a_key_that_merely_is_in_the_environment_is_never_sent(key, sent, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    asked = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return models("m")
+
+    async with engine(answer, key=key) as opened:
+        await preflight(opened, None, purpose="LLM")
+    assert [request.headers["authorization"] for request in asked] == [sent]
+    assert "sk-environment" not in str(asked[0].headers.raw)
+
+
+async def test_retries_inside_the_sdk_are_counted():
+    answers = [failure(500), failure(500), completion("Hello")]
+    async with engine(lambda _: answers.pop(0)) as opened:
+        with counting() as requests:
+            assert await ask(opened) == "Hello"
+    assert requests.count == 3
+
+
+async def test_each_counting_block_counts_its_own():
+    async with engine(lambda _: completion("Hello")) as opened:
+        with counting() as outer:
+            await ask(opened)
+            with counting() as inner:
+                await ask(opened)
+            await ask(opened)
+        await ask(opened)  # outside of any block
+    assert (outer.count, inner.count) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (httpx2.ReadTimeout("slow"), DigestFailed, "timeout"),  # a text that takes too long is the item's fault
+        (httpx2.ConnectError("refused"), EngineUnavailable, "does not answer any more"),
+        (httpx2.RemoteProtocolError("closed"), EngineUnavailable, "does not answer any more"),
+        (failure(401), EngineUnavailable, "refuses the key: correct STARSEARCH_LLM_API_KEY"),
+        (failure(403), EngineUnavailable, "refuses the key"),
+        (failure(404), DigestFailed, "HTTP 404"),
+        (failure(429), DigestFailed, "HTTP 429"),
+    ],
+)
+@pytest.mark.usefixtures("no_retries")
+async def test_errors_are_the_engines_fault_or_the_items(answer, kind, message):
+    async with engine(answer) as opened:
+        with pytest.raises(openai.OpenAIError) as caught:
+            await ask(opened)
+    translated = translate(caught.value)
+    assert type(translated) is kind
+    assert message in str(translated)
+
+
+async def test_a_server_error_after_the_retries_is_the_items():
+    async with engine(lambda _: failure(500)) as opened:
+        with counting() as requests, pytest.raises(openai.InternalServerError) as caught:
+            await ask(opened)
+    translated = translate(caught.value)
+    assert (translated.reason, translated.permanent) == ("HTTP 500", False)
+    assert requests.count == client.RETRIES + 1

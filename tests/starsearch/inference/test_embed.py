@@ -1,0 +1,143 @@
+"""Texts to unit vectors: both encodings, any order, and vectors that are none."""
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed, VersionMismatch
+from starsearch.inference.client import Engine, open_client
+from starsearch.inference.embed import embed, measure_dimensions
+from tests.stub_engine import failure
+
+THREE_FOUR, UP = [3.0, 4.0], [0.0, 2.0]
+UNIT = np.array([[0.6, 0.8], [0.0, 1.0]], np.float32)
+
+
+@asynccontextmanager
+async def engine(answer: httpx2.Response) -> AsyncIterator[tuple[Engine, list[dict[str, Any]]]]:
+    asked: list[dict[str, Any]] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        asked.append(json.loads(request.content))
+        return answer
+
+    async with open_client("http://engine.example/v1", transport=httpx2.MockTransport(handle)) as opened:
+        yield Engine(opened, "http://engine.example/v1", "m"), asked
+
+
+def packed(vector: list[float]) -> str:
+    return base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
+
+
+def answer(*vectors: Any, order: list[int] | None = None, **fields: Any) -> httpx2.Response:
+    data = [{"object": "embedding", "index": i, "embedding": vectors[i]} for i in order or range(len(vectors))]
+    whole = {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}} | fields
+    return httpx2.Response(200, content=json.dumps(whole).encode(), headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(packed(THREE_FOUR), packed(UP)),
+        answer(THREE_FOUR, UP),  # an engine that knows lists only
+        answer(packed(THREE_FOUR), UP),
+        answer(THREE_FOUR, UP, order=[1, 0]),
+        answer(packed(THREE_FOUR), packed(UP), order=[1, 0]),
+    ],
+)
+async def test_vectors_come_in_the_texts_order_at_unit_length(said):
+    async with engine(said) as (opened, asked):
+        vectors, tokens = await embed(opened, ["a", "b"], dimensions=None)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, UNIT, rtol=1e-6)
+    assert tokens == 7
+    assert asked == [{"model": "m", "input": ["a", "b"], "encoding_format": "base64"}]
+
+
+@pytest.mark.parametrize(("dimensions", "sent"), [(None, {}), (2, {"dimensions": 2})])
+async def test_dimensions_are_sent_only_where_configured(dimensions, sent):
+    async with engine(answer(UP)) as (opened, asked):
+        await embed(opened, ["a"], dimensions=dimensions)
+    assert {key: asked[0][key] for key in asked[0] if key == "dimensions"} == sent
+
+
+async def test_other_dimensions_than_configured_are_a_wrong_setting():
+    async with engine(answer(UP)) as (opened, _):
+        with pytest.raises(VersionMismatch, match="2 dimensions, not the configured 3: correct STARSEARCH_EMBEDDING_DIMENSIONS") as caught:
+            await embed(opened, ["a"], dimensions=3)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        [0.0, 0.0],
+        [float("nan"), 1.0],
+        [float("inf"), 1.0],
+        [1e300, 1.0],  # infinite once it is a float32
+        [None, 1.0],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+async def test_a_vector_without_a_direction_is_unusable(vector):
+    async with engine(answer(UP, vector)) as (opened, _):
+        with pytest.raises(DigestFailed) as caught:
+            await embed(opened, ["a", "b"], dimensions=None)
+    assert caught.value.reason == "unusable vector"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(),
+        answer(UP),
+        answer(UP, UP, UP),
+        answer(UP, [1.0, 2.0, 3.0]),  # of different lengths
+        answer([UP], [UP]),  # a vector a token: an engine without pooling
+        answer(1.0, 2.0),
+        answer(None, None),
+        answer(["x"], ["y"]),
+        answer("not base64!", "not base64!"),
+        answer(base64.b64encode(b"12345").decode(), packed(UP)),  # not whole floats
+        answer(data=None),
+        answer(data=[1, 2]),
+        httpx2.Response(200, html="<h1>Sign in</h1>"),  # a proxy's page
+        httpx2.Response(200, content=b"{cut off", headers={"content-type": "application/json"}),
+    ],
+)
+async def test_an_answer_that_is_not_one_vector_a_text_is_unreadable(said):
+    async with engine(said) as (opened, _):
+        with pytest.raises(DigestFailed) as caught:
+            await embed(opened, ["a", "b"], dimensions=None)
+    assert caught.value.reason == "unreadable answer"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, DigestFailed), (500, DigestFailed), (401, EngineUnavailable)])
+async def test_errors_are_translated(status, kind):
+    async with engine(failure(status)) as (opened, _):
+        with pytest.raises(kind):
+            await embed(opened, ["a"], dimensions=None)
+
+
+@pytest.mark.parametrize("usage", [None, {}])
+async def test_an_engine_that_does_not_tell_its_tokens_costs_nothing(usage):
+    async with engine(answer(UP, usage=usage)) as (opened, _):
+        assert (await embed(opened, ["a"], dimensions=None))[1] == 0
+
+
+async def test_dimensions_are_measured_by_asking():
+    async with engine(answer([1.0, 2.0, 3.0])) as (opened, asked):
+        assert await measure_dimensions(opened, None) == 3
+    assert len(asked) == 1
+
+
+async def test_an_engine_without_embeddings_is_a_wrong_setting():
+    async with engine(failure(404)) as (opened, _):
+        with pytest.raises(ModelNotServed, match="STARSEARCH_EMBEDDING_MODEL"):
+            await measure_dimensions(opened, None)
