@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 import openai
@@ -17,6 +18,8 @@ from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed
 RETRIES = 2  # by the SDK: connection errors, 408, 409, 429 and 5xx, half a second to eight, Retry-After obeyed
 CONNECT_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 60.0
+# the SDK would send OPENAI_ORG_ID and OPENAI_PROJECT_ID to any host, just because they are set
+NOT_FROM_THE_ENVIRONMENT: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
 
 
 @dataclass
@@ -70,7 +73,14 @@ async def open_client(
         transport=transport, limits=limits, timeout=timeout, event_hooks={"request": [_count]}, follow_redirects=False
     ) as http:
         # a key is always given, because without one the SDK would send OPENAI_API_KEY to any host
-        client = openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", http_client=http, max_retries=RETRIES, timeout=timeout)
+        client = openai.AsyncOpenAI(
+            base_url=base_url,
+            api_key=key or "none",
+            http_client=http,
+            max_retries=RETRIES,
+            timeout=timeout,
+            default_headers=NOT_FROM_THE_ENVIRONMENT,
+        )
         yield client
 
 

@@ -111,7 +111,8 @@ async def test_the_context_is_what_the_engine_says(fields, tokens):
 
 @pytest.mark.parametrize(("key", "sent"), [(None, "Bearer none"), ("sk-given", "Bearer sk-given")])
 async def test_a_key_that_merely_is_in_the_environment_is_never_sent(key, sent, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "sk-environment")
     asked = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
