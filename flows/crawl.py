@@ -25,4 +25,4 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
 
 
 if __name__ == "__main__":
-    print(asyncio.run(crawl(sys.argv[1:] or None)))  # noqa: T201
+    print(asyncio.run(crawl(sys.argv[1:] or None)))

@@ -67,7 +67,7 @@ async def main() -> int:
     if source == "GitHub":
         out.print(f"1. Crawling the newest {NEWEST} issues and pull requests of {', '.join(REPOSITORIES)} (GitHub).")
     else:
-        out.print("1. Crawling a bundled sample: 63 invented issues and pull requests of 6 invented repositories.")
+        out.print("1. Crawling a bundled sample of invented issues and pull requests instead.")
     out.print("   A Prefect flow does it, on a server that it starts for itself; that takes most of the time.")
     counts = await (crawl(REPOSITORIES, newest=NEWEST) if source == "GitHub" else crawl_sample())
     print_counts(counts)

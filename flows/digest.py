@@ -17,4 +17,4 @@ async def digest() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(asyncio.run(digest()))  # noqa: T201
+    print(asyncio.run(digest()))

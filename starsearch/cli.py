@@ -69,6 +69,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        typer.echo(f"starsearch: {error}", err=True)
+        sys.exit(1)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from starsearch.models import Filters, Hit, IndexVersion
 from starsearch.settings import Settings
 from starsearch.storage import open_store
 from starsearch.store.database import Pool
-from starsearch.store.search import MAX_QUERY, Mode, search
+from starsearch.store.search import MAX_QUERY, NO_FILTERS, Mode, search
 from starsearch.store.versions import active_version
 
 
@@ -23,13 +23,13 @@ class Finder:
     engine: Engine
     dimensions: int | None
 
-    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters | None = None, limit: int = 10) -> list[Hit]:
+    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters = NO_FILTERS, limit: int = 10) -> list[Hit]:
         """The best hits, best first. Raises EngineUnavailable, or DigestFailed where the engine cannot embed the query."""
         vector = None
         if mode != "text":
             vectors, _ = await embed(self.engine, [query[:MAX_QUERY]], dimensions=self.dimensions)
             vector = vectors[0]
-        return await search(self.pool, self.version, query, vector, mode=mode, filters=filters or Filters(), limit=limit)
+        return await search(self.pool, self.version, query, vector, mode=mode, filters=filters, limit=limit)
 
 
 @asynccontextmanager

@@ -55,6 +55,11 @@ class Settings(BaseSettings):
         description="Prefect's own setting; unset: flows start a server themselves.",
     )
 
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()  # the database's supervisor runs in another folder
+
     @field_validator("repositories", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:

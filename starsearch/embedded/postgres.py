@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from starsearch.errors import DatabaseUnavailable, DatabaseUnsuitable
 
@@ -83,7 +84,7 @@ class Place:
         return Path(tempfile.gettempdir()) / f"starsearch-{name}"
 
     def dsn(self, database: str = DATABASE) -> str:
-        return f"host='{self.sockets}' user=postgres dbname={database}"
+        return make_conninfo(host=str(self.sockets), user="postgres", dbname=database)
 
 
 class EmbeddedPostgres:

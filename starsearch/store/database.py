@@ -43,8 +43,10 @@ async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = F
     await pool.open()
     try:
         yield pool
-    except PoolTimeout as error:
-        raise DatabaseUnavailable(f"{describe(dsn)} does not answer any more: {error}") from error
+    except (PoolTimeout, psycopg.OperationalError) as error:
+        raise DatabaseUnavailable(
+            f"{describe(dsn)} does not answer any more ({str(error).strip()}): see its log, then run the same command again"
+        ) from error
     finally:
         await pool.close()
 

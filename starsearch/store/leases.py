@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row
+from psycopg.rows import dict_row
 
 from starsearch.models import DueItem
 from starsearch.store.database import Pool, connect
@@ -72,7 +73,7 @@ async def release_dead(pool: Pool) -> int:
 
 async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH) -> Batch | None:
     """Lease up to `size` due items, live ones before backfill, fresh ones before failed ones; None where nothing is due now."""
-    async with pool.connection() as connection, connection.cursor(row_factory=class_row(_Claimed)) as cursor:
+    async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             """
             WITH picked AS (
@@ -91,14 +92,12 @@ async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = 
             {"version": version_id, "size": size, "worker": worker_number, "lease": LEASE},
         )
         rows = await cursor.fetchall()
-    return Batch(rows[0].token, [row.item for row in rows]) if rows else None
+    tokens = {row.pop("lease_token") for row in rows}
+    return Batch(tokens.pop(), [_due_item(row) for row in rows]) if rows else None
 
 
-class _Claimed:
-    def __init__(self, *, lease_token: int, comments: list[dict[str, str]], **columns: object) -> None:
-        self.token = lease_token
-        bodies = tuple(comment["body"] for comment in comments)
-        self.item = DueItem(comments=bodies, **columns)  # type: ignore[arg-type]
+def _due_item(row: dict[str, Any]) -> DueItem:
+    return DueItem(**row | {"comments": tuple(comment["body"] for comment in row["comments"])})
 
 
 async def next_retry(pool: Pool, version_id: int) -> datetime | None:

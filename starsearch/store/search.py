@@ -22,6 +22,7 @@ TEXT_WEIGHT = 0.25  # of the best word score, added to the cosine; 0.2 to 0.3 me
 DEPTH = 100  # nearest vectors looked at; HNSW's ef_search is the same
 CANDIDATES = 2_000  # texts ranked by words; ranking one costs about 10 microseconds
 COMMON = 5_000  # occurrences after which a word is simply common
+NO_FILTERS = Filters()
 MAX_QUERY = 2_000  # characters; more than any engine's window needs to understand a question
 
 FILTERS = """(
@@ -52,7 +53,7 @@ async def search(
     vector: NDArray[Any] | None,
     *,
     mode: Mode = "hybrid",
-    filters: Filters = Filters(),  # noqa: B008 - frozen
+    filters: Filters = NO_FILTERS,
     limit: int = 10,
 ) -> list[Hit]:
     """The best `limit` hits, best first. vector: (dimensions,) of the query, by the version's own model; None for mode text."""

@@ -9,8 +9,6 @@ from starsearch.errors import VersionMismatch
 from starsearch.models import IndexVersion
 from starsearch.store.database import Pool
 
-COLUMNS = "embedding_model, embedding_revision, dimensions, text_recipe, summary_model, prompt_version, embedding_base_url, id"
-
 
 async def active_version(pool: Pool) -> IndexVersion | None:
     """The version that search uses; None in a database that has no digests yet."""
@@ -32,7 +30,10 @@ async def ensure_version(pool: Pool, wanted: IndexVersion) -> IndexVersion:
 
 
 async def _active(connection: AsyncConnection) -> IndexVersion | None:
-    cursor = await connection.execute(f"SELECT {COLUMNS} FROM index_version WHERE status = 'active'")  # noqa: S608
+    cursor = await connection.execute(
+        "SELECT embedding_model, embedding_revision, dimensions, text_recipe, summary_model, prompt_version, embedding_base_url, id "
+        "FROM index_version WHERE status = 'active'"
+    )
     row = await cursor.fetchone()
     return IndexVersion(*row) if row else None
 

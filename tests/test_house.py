@@ -1,0 +1,43 @@
+"""The house stays in order: short functions, one direction of reading, nothing of this machine in the lock file."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("flows", "tasks", "starsearch")
+
+
+def functions():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield f"{path.relative_to(ROOT)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_functions_are_short():
+    lengths = dict(functions())
+    assert len(lengths) > 200
+    assert sum(length < 50 for length in lengths.values()) / len(lengths) >= 0.95
+
+
+def test_lock_file_pins_every_package_by_hash_and_names_no_host():
+    text = (ROOT / "requirements.lock").read_text()
+    packages = re.findall(r"^[a-z0-9][\w.-]*==", text, re.MULTILINE)
+    assert len(packages) > 100
+    assert len(re.findall(r"^[a-z0-9][^\n]*\\\n    --hash=sha256:", text, re.MULTILINE)) == len(packages)
+    assert "://" not in text
+    assert not re.search(r"^(torch|sentence-transformers)==", text, re.MULTILINE)
+
+
+def test_every_step_of_the_architecture_page_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    steps = re.findall(r"^\| \d+ \w+ \|([^|]+)\|", text, re.MULTILINE)
+    assert len(steps) == 10
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "starsearch").rglob("*.py"))
+    for name in re.findall(r"`([\w./]+)`", " ".join(steps)):
+        if name.endswith(".sql"):
+            assert (ROOT / "starsearch" / "store" / Path(name).name).exists(), name
+        else:
+            assert re.search(rf"def {name.rsplit('.', 1)[1]}\b", sources), name
