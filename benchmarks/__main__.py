@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks import embedded
 from benchmarks.measure import Benchmark, Figure
@@ -26,7 +26,7 @@ def main(prefix: str = "") -> int:
     if not chosen:
         print(f"no benchmark begins with {prefix!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    table = Table("figure", "value", "target", "holds", "seconds")
+    table = Table(Column("figure", no_wrap=True), "value", "target", "holds", "seconds")
     rows = []
     for name, run in chosen.items():
         started = time.monotonic()

@@ -24,8 +24,9 @@ DIMENSIONS = 384
 MAX_TOKENS = 256  # the length the model was trained for: sentence_bert_config.json's max_seq_length
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 REVISION = WEIGHTS_SHA256[:12]
-# Short enough that sorting by length leaves little padding, long enough for the matrix kernels.
-TOKENS_PER_RUN = 2_048
+# Small enough for the cache, for little padding, and to keep every core busy to the end of a batch of 64 texts:
+# 86 texts a second on two cores, 54 with runs of 2,048 tokens (75 tokens a text).
+TOKENS_PER_RUN = 512
 
 
 class MiniLM:

@@ -93,6 +93,7 @@ def is_server(process: psutil.Process, data: Path) -> bool:
 
 
 def launch(place: Place) -> psutil.Process:
+    end_predecessors(place)
     own_socket_folder(place)
     for stale in (place.socket, place.socket.with_name(f"{place.socket.name}.lock")):
         stale.unlink(missing_ok=True)  # it may name a pid that now belongs to something else, and PostgreSQL believes it
@@ -113,6 +114,14 @@ def launch(place: Place) -> psutil.Process:
             group=gid,
             extra_groups=None if uid is None else [],
         )
+
+
+def end_predecessors(place: Place) -> None:
+    """A server whose folder was deleted would, on ending, take the socket of its successor in the same place with it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if is_server(process, place.data) and Path(f"/proc/{process.pid}/cwd").readlink().name.endswith(" (deleted)"):
+                halt(process)
 
 
 def own_socket_folder(place: Place) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from starsearch.embedded import postgres
 from starsearch.embedded.postgres import Place
+from starsearch.embedded.postgres_supervisor import alive
 from starsearch.errors import DatabaseUnavailable, DatabaseUnsuitable
 
 PATIENCE = 60  # seconds; what is waited for takes one or two on an idle machine
@@ -38,7 +39,8 @@ import sys, time
 from starsearch.embedded import postgres_supervisor as supervisor
 supervisor.IDLE_SECONDS, supervisor.CHECK_SECONDS = 0.5, 0.1
 halt = supervisor.halt
-supervisor.halt = lambda server: (halt(server), time.sleep(float(sys.argv.pop())))
+delay = float(sys.argv.pop())
+supervisor.halt = lambda server: (time.sleep(delay), halt(server), time.sleep(delay))
 sys.exit(supervisor.main(*sys.argv[1:5]))
 """
 
@@ -138,7 +140,7 @@ def supervisor_of(place: Place) -> psutil.Process:
 
 def kill(process: psutil.Process) -> None:
     process.kill()
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not alive(process))
 
 
 def modes(path: Path) -> dict[Path, int]:
@@ -158,14 +160,19 @@ def test_killed_user_does_not_keep_the_server_alive(fresh_home, spawn, impatient
     assert not answers(server.place)
 
 
-@pytest.mark.parametrize("reason", ["nobody uses it", "it was told to stop"])
-def test_start_while_the_server_is_being_stopped_starts_it_again(fresh_home, impatient, reason):
+def test_start_while_an_idle_server_is_being_stopped_starts_it_again(fresh_home, impatient):
     server = postgres.start(fresh_home)
-    supervisor = impatient(fresh_home, server.place, shutdown_seconds=1.5)
-    if reason == "nobody uses it":
-        server.close()
-    else:
-        supervisor.terminate()
+    impatient(fresh_home, server.place, shutdown_seconds=1)
+    ending = query(server, POSTMASTER)
+    server.close()
+    wait_until(lambda: postgres.is_locked(server.place.locks / "users.lock"))
+    assert query(postgres.start(fresh_home), POSTMASTER) != ending
+
+
+def test_start_after_the_server_was_told_to_stop_starts_it_again(fresh_home, impatient):
+    server = postgres.start(fresh_home)
+    supervisor = impatient(fresh_home, server.place, shutdown_seconds=1)
+    supervisor.terminate()
     wait_until(lambda: not answers(server.place))
     assert query(postgres.start(fresh_home), "SELECT 1") == 1
 
@@ -257,11 +264,14 @@ def test_home_that_cannot_be_created_is_named_with_its_setting(folder):
         postgres.start(folder / "file" / "home")
 
 
-def test_home_deleted_under_a_running_server_can_be_used_again(fresh_home):
+@pytest.mark.parametrize("supervised", [True, False])
+def test_home_deleted_under_a_running_server_can_be_used_again(fresh_home, supervised):
     server = postgres.start(fresh_home)
     create_table(server)
     postmaster = psutil.Process(query(server, POSTMASTER))
+    if not supervised:
+        kill(supervisor_of(server.place))
     shutil.rmtree(fresh_home)
     again = postgres.start(fresh_home)
+    assert not alive(postmaster)  # its end would remove the new server's socket
     assert query(again, "SELECT count(*) FROM pg_tables WHERE tablename = 'kept'") == 0
-    wait_until(lambda: not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE)
