@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.stages import choose, digest_due, fetch, prepare, report
+from tasks.stages import digest_due, fetch, prepare, report
 
 
 @flow(name="crawl")
@@ -14,12 +14,11 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
     """Crawl now, and summarize and embed what changed.
 
     Args:
-        repositories: owner/name of each; none means those of STARSEARCH_REPOSITORIES.
+        repositories: owner/name of each; none means those of STARSEARCH_REPOSITORIES, else the followed list.
         newest: take only the newest so many items of each, whatever their age, instead of all since the last crawl.
     """
     await prepare()
-    chosen = await choose(repositories)
-    fetched, failed = await fetch(chosen, newest)
+    fetched, failed = await fetch(repositories, newest)
     digested = await digest_due()
     return (await report("crawl-counts", [fetched, digested], failed)).as_dict()
 

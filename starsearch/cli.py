@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Result = TypeVar("Result")
+SHOWN = 10  # rejected lines, failed repositories: the rest is counted
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 NoDigest = Annotated[bool, typer.Option("--no-digest", help="Store items only; digest them later.")]
@@ -142,36 +143,48 @@ async def _ingest(settings: Settings, files: list[Path], no_digest: bool, json: 
 
 @app.command()
 def crawl(
-    repo: Annotated[list[str] | None, typer.Option(help="owner/name; repeatable. Default: STARSEARCH_REPOSITORIES.")] = None,
+    repo: Annotated[
+        list[str] | None, typer.Option(help="owner/name; repeatable. Default: STARSEARCH_REPOSITORIES, else the followed list.")
+    ] = None,
     no_digest: NoDigest = False,
     json: Json = False,
 ) -> None:
     """Fetch what changed on GitHub since the last crawl, then summarize and embed it."""
     settings = read_settings()
-    repositories = repo or list(settings.repositories)
-    if not repositories:
-        raise typer.BadParameter("name at least one, or set STARSEARCH_REPOSITORIES", param_hint="--repo")
+    repositories = _repository_names(repo) or list(settings.repositories)
     _run(_crawl(settings, repositories, no_digest, json))
 
 
+def _repository_names(names: list[str] | None) -> list[str]:
+    from starsearch.models import is_repository_name
+
+    for name in names or ():
+        if not is_repository_name(name):
+            raise typer.BadParameter(f"{name!r} is not owner/name", param_hint="--repo")
+    return list(dict.fromkeys(names or ()))
+
+
 async def _crawl(settings: Settings, repositories: list[str], no_digest: bool, json: bool) -> None:
-    from starsearch.github.rest import open_source
-    from starsearch.pipeline import crawl
+    from starsearch.crawling import crawl
+    from starsearch.sources import crawl_options, open_any
 
     failed: dict[str, str] = {}
 
     async def work(store: "Store", run: "Run") -> None:
-        async with open_source(settings.github_rest_url, settings.github_token) as source:
-            failed.update(await crawl(store, source, repositories, run, since=settings.since))
-            typer.echo(f"{source.quota}", err=True)
+        async with open_any(settings) as source:
+            try:
+                failed.update(await crawl(store, source, repositories, run, crawl_options(settings)))
+            finally:
+                typer.echo(str(source.usage), err=True)
         await _report_rejections(store, run)
         if not no_digest:
             await _digest_due(settings, store, run)
 
     await _recorded(settings, "crawl", work, json)
     if failed:
-        reasons = "; ".join(f"{repo}: {reason}" for repo, reason in failed.items())
-        raise StarsearchError(f"{len(failed)} of {len(repositories)} repositories were not crawled, and join the next crawl: {reasons}")
+        shown = [f"{repo}: {reason}" for repo, reason in list(failed.items())[:SHOWN]]
+        more = [f"and {len(failed) - SHOWN:,} more (`starsearch status`)"] if len(failed) > SHOWN else []
+        raise StarsearchError(f"{len(failed):,} repositories were not crawled, and join the next crawl: {'; '.join(shown + more)}")
 
 
 @app.command()
@@ -207,19 +220,22 @@ async def _recorded(settings: Settings, kind: str, work: Any, json: bool) -> Non
                     await work(store, run)
         finally:
             if run:
-                (print_json if json else print_counts)(run.counts.as_dict())
+                counts = run.counts.as_dict()
+                if json:
+                    print_json(counts | ({"github": run.github.as_dict()} if run.github else {}))
+                else:
+                    print_counts(counts)
 
 
 async def _report_rejections(store: "Store", run: "Run") -> None:
     from starsearch.store.runs import rejections
 
-    shown = 10
     if not run.counts.rejected:
         return
-    for source, line, reason in await rejections(store.pool, run.id, limit=shown):
+    for source, line, reason in await rejections(store.pool, run.id, limit=SHOWN):
         typer.echo(f"rejected {source}:{line}: {reason}", err=True)
-    if run.counts.rejected > shown:
-        typer.echo(f"… and {run.counts.rejected - shown:,} more; all are in the table `rejection`, run {run.id}", err=True)
+    if run.counts.rejected > SHOWN:
+        typer.echo(f"… and {run.counts.rejected - SHOWN:,} more; all are in the table `rejection`, run {run.id}", err=True)
 
 
 @app.command()

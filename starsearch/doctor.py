@@ -8,7 +8,10 @@ import httpx2
 
 from starsearch.engines import open_embedding, open_llm
 from starsearch.errors import StarsearchError
+from starsearch.github.client import open_github
+from starsearch.github.rest import open_source
 from starsearch.settings import Settings
+from starsearch.sources import credentials
 from starsearch.storage import database_address
 
 
@@ -63,15 +66,22 @@ async def _engine(settings: Settings, name: Literal["summaries", "embeddings"]) 
 
 
 async def _github(settings: Settings) -> Check:
-    from starsearch.github.rest import open_source
-
+    """Every credential is asked for itself: one point each."""
     try:
-        async with open_source(settings.github_rest_url, settings.github_token) as source:
-            await source.ping()
+        found = credentials(settings)
+        if not found:
+            async with open_source(settings.github_rest_url) as source:
+                await source.ping()
+            return Check(
+                "GitHub", "ok", f"{source.quota}; without a token: a handful of repositories (STARSEARCH_GITHUB_TOKENS allows 40,000)"
+            )
+        for credential in found:
+            async with open_github(settings.github_graphql_url, [credential]) as github:
+                await github.ping()
     except StarsearchError as error:
         return Check("GitHub", "warning", str(error))
-    credential = "with a token" if settings.github_token else "without a token (STARSEARCH_GITHUB_TOKENS allows 5,000 an hour)"
-    return Check("GitHub", "ok", f"{source.quota}, {credential}")
+    left = ", ".join(f"{each.name}: {each.remaining} of {each.limit} points until {each.resets_at:%H:%M} UTC" for each in found)
+    return Check("GitHub", "ok", left)
 
 
 async def _prefect(settings: Settings) -> Check:

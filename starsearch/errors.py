@@ -12,6 +12,9 @@ StarsearchError                exit 1
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
 ├── LeaseLost                  another worker holds the batch now: drop the result, claim again
 ├── Rejected                   one line or object of a source: counted with its reason, the rest goes on
+├── QueryTooHeavy              GitHub gave up on a batch (502, 504, resource limits): asked again in halves
+├── AnswerUnusable             dropped, 5xx, not JSON: three tries, then its repositories join the next crawl
+├── QueryRefused               GitHub understood the query and will not answer it. Nobody retries.
 └── RateLimited                GitHub says wait: the crawl stops cleanly and says until when
 """
 
@@ -80,6 +83,18 @@ class LeaseLost(StarsearchError):
 
 class Rejected(StarsearchError):
     """A line or object that cannot become an item."""
+
+
+class QueryTooHeavy(StarsearchError):
+    """GitHub ran out of time or resources over one query; a smaller one may do."""
+
+
+class AnswerUnusable(StarsearchError):
+    """What came back is no answer to the query: a broken connection, a server error, a proxy's page."""
+
+
+class QueryRefused(StarsearchError):
+    """GitHub answered with errors and without data."""
 
 
 class RateLimited(StarsearchError):

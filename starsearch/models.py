@@ -28,6 +28,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
 
 ItemType = Literal["issue", "pull_request"]
 State = Literal["open", "closed", "merged"]
+ITEM_TYPES: tuple[ItemType, ItemType] = ("issue", "pull_request")
 
 
 def clean(text: str) -> str:
@@ -54,8 +55,12 @@ def _utc(value: datetime) -> datetime:
     return value
 
 
+def is_repository_name(value: str) -> bool:
+    return bool(_REPOSITORY.fullmatch(value))
+
+
 def _repository(value: str) -> str:
-    if not _REPOSITORY.fullmatch(value):
+    if not is_repository_name(value):
         raise ValueError("a repository is owner/name")
     return value
 
@@ -176,12 +181,43 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How far a source has got in one repository: everything updated before `high_water` is stored."""
+    """How far a crawl has got in one repository, both kinds: everything updated before `high_water` is stored."""
 
     repo: str
-    source: str
     high_water: datetime | None
     host: str = "github.com"
+
+
+@dataclass(frozen=True)
+class RepositoryFacts:
+    """What GitHub says of a repository, None where it was not asked. `node_id` is its identity; the name is an attribute."""
+
+    node_id: str
+    full_name: str
+    database_id: int | None = None
+    archived: bool | None = None
+    stars: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed:
+    """A repository to sweep. `starts`: everything updated before is stored, by kind."""
+
+    id: int
+    node_id: str
+    full_name: str
+    starts: Mapping[ItemType, datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenItem:
+    """An item that a source told to exist, by node id, before its text is fetched."""
+
+    node_id: str
+    number: int
+    type: ItemType
+    updated_at: datetime
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,13 @@ from datetime import UTC, datetime
 import numpy as np
 
 from starsearch.engines import Engines
-from starsearch.errors import DigestFailed, EngineFailing, EngineUnavailable, LeaseLost, RateLimited, StarsearchError
-from starsearch.github.rest import SOURCE, RestSource
+from starsearch.errors import (
+    DigestFailed,
+    EngineFailing,
+    EngineUnavailable,
+    LeaseLost,
+)
+from starsearch.github.client import Usage
 from starsearch.inference.client import counting
 from starsearch.inference.embed import embed
 from starsearch.inference.prompts import embedded_text
@@ -25,7 +30,7 @@ from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store.digests import Digest, Failure, abandon_batch, finish_batch, known_summaries
-from starsearch.store.items import read_checkpoint, store_chunk
+from starsearch.store.items import store_chunk
 from starsearch.store.leases import Batch, claim, count_due, find_due, next_retry, release_dead, worker
 from starsearch.store.runs import Call, finish_run, intend, start_run
 from starsearch.store.versions import ensure_version
@@ -44,6 +49,7 @@ class Run:
     id: int
     counts: Counts = field(default_factory=Counts)
     progress: Progress = no_progress
+    github: Usage | None = None  # what GitHub charged, where it was asked over GraphQL
 
 
 @asynccontextmanager
@@ -55,7 +61,7 @@ async def recorded_run(store: Store, kind: str, progress: Progress = no_progress
         yield run
     finally:
         run.counts.seconds = time.monotonic() - started
-        await finish_run(store.pool, run.id, run.counts)
+        await finish_run(store.pool, run.id, run.counts, run.github.as_dict() if run.github else None)
 
 
 async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:
@@ -63,33 +69,6 @@ async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:
     async for chunk in source:
         run.counts.add(await store_chunk(store.pool, chunk, run_id=run.id))
         run.progress("store", run.counts.items, None)
-
-
-async def crawl(
-    store: Store,
-    source: RestSource,
-    repositories: Sequence[str],
-    run: Run,
-    *,
-    since: datetime | None = None,
-    newest: int | None = None,
-) -> dict[str, str]:
-    """Store what changed in each repository; returns the ones that failed, with the reason. They join the next crawl."""
-    failed: dict[str, str] = {}
-    for done, repo in enumerate(repositories, 1):
-        try:
-            checkpoint = await read_checkpoint(store.pool, "github.com", repo, SOURCE)
-            await ingest(store, source.items(checkpoint, since=since, newest=newest), run)
-        except RateLimited as error:
-            failed |= dict.fromkeys(repositories[done - 1 :], str(error))
-            break
-        except StarsearchError as error:
-            if error.exit_code == 3:
-                raise
-            failed[repo] = str(error)
-            log.warning("%s: %s", repo, error)
-        run.progress("crawl", done, len(repositories))
-    return failed
 
 
 async def digest(store: Store, engines: Engines, run: Run, *, workers: int = 1, concurrency: int = 32) -> None:

@@ -16,11 +16,12 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from starsearch.errors import PreconditionMissing
+from starsearch.models import COMMENTS_IN_DIGEST
 
 PREFIX = "STARSEARCH_"
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB_HOST = "api.github.com"
-SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "DATABASE_URL", "GITHUB_TOKENS")
+SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "DATABASE_URL", "GITHUB_TOKENS", "GITHUB_APP_PRIVATE_KEY")
 
 
 class Settings(BaseSettings):
@@ -44,9 +45,18 @@ class Settings(BaseSettings):
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
     workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
-    github_rest_url: str = Field(f"https://{GITHUB_HOST}", description="GitHub's REST API, an Enterprise Server's or a stand-in.")
+    github_graphql_url: str = Field(f"https://{GITHUB_HOST}/graphql", description="GitHub, an Enterprise Server, or a stand-in.")
+    github_rest_url: str = Field(f"https://{GITHUB_HOST}", description="The same one's REST API.")
+    github_host: str = Field("github.com", description="Whose repositories these are: the host in their addresses.")
     github_tokens: SecretStr | None = Field(None, description="Comma-separated; default: GH_TOKEN or GITHUB_TOKEN.")
+    github_app_id: str | None = Field(None, description="A GitHub App as one more credential; needs its key and installation.")
+    github_app_private_key: SecretStr | None = Field(None, description="PEM.")
+    github_app_installation_id: str | None = Field(None, description="Several: comma-separated.")
+    github_in_flight: int = Field(2, ge=1, le=50, description="Requests per credential at the same time; 100 in all is GitHub's limit.")
+    github_batch: int = Field(50, ge=1, le=100, description="Ids of one request; 50 and 100 cost the same points.")
     since: datetime | None = Field(None, description="How far back a first crawl reaches; default: one day.")
+    comments: int = Field(5, ge=0, le=COMMENTS_IN_DIGEST, description="How many of the newest comments are fetched and digested.")
+    top: int = Field(40_000, ge=1, le=1_000_000, description="How many repositories `rank` follows.")
     repositories: Annotated[tuple[str, ...], NoDecode] = Field((), description="What a crawl follows when none is named; comma-separated.")
 
     prefect_api_url: str | None = Field(
@@ -65,7 +75,7 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("llm_base_url", "embedding_base_url", "github_rest_url")
+    @field_validator("llm_base_url", "embedding_base_url", "github_graphql_url", "github_rest_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
         if value is None:
@@ -100,12 +110,21 @@ class Settings(BaseSettings):
 
     @cached_property
     def github_token(self) -> str | None:
-        """The first token. One from the plain environment goes to api.github.com only."""
+        """For the REST API: the first token."""
+        return next(iter(self._tokens(self.github_rest_url)), None)
+
+    @cached_property
+    def graphql_tokens(self) -> tuple[str, ...]:
+        return self._tokens(self.github_graphql_url)
+
+    def _tokens(self, url: str) -> tuple[str, ...]:
+        """Those set for us; one from the plain environment goes to api.github.com only."""
         if self.github_tokens:
-            return self.github_tokens.get_secret_value().split(",")[0].strip() or None
-        if urlsplit(self.github_rest_url).hostname != GITHUB_HOST:
-            return None
-        return os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN") or None
+            return tuple(token.strip() for token in self.github_tokens.get_secret_value().split(",") if token.strip())
+        if urlsplit(url).hostname != GITHUB_HOST:
+            return ()
+        token = os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN")
+        return (token,) if token else ()
 
     @staticmethod
     def _engine_key(key: SecretStr | None, base_url: str | None) -> str | None:

@@ -96,6 +96,12 @@ def print_status(status: Status) -> None:
     usage = status.usage
     cost = "cost unknown" if usage["cost_usd"] is None else f"${usage['cost_usd']:.2f}"
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
+    if status.github:
+        spent = status.github
+        out.print(
+            f"{status.followed:,} followed; the last crawl cost {spent['points']:,} points, {spent['requests']:,} requests to GitHub, "
+            f"{spent['splits']} splits, {spent['waits']} waits"
+        )
     out.print(f"{usage['llm_requests']:,} engine requests, {tokens:,} tokens, {cost}; {status.rejected:,} rejected lines")
 
 

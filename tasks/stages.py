@@ -11,13 +11,13 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from starsearch.crawling import crawl
 from starsearch.engines import open_engines
-from starsearch.errors import PreconditionMissing
-from starsearch.github.rest import open_source
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
-from starsearch.pipeline import crawl, digest, ingest, recorded_run
+from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.settings import read_settings
+from starsearch.sources import crawl_options, open_any
 from starsearch.storage import open_store
 from tasks.artifacts import counts_table, progress_artifact
 
@@ -31,27 +31,22 @@ async def prepare() -> None:
         pass
 
 
-@task(name="choose", cache_policy=NO_CACHE)
-async def choose(repositories: Sequence[str] | None) -> list[str]:
-    """The repositories to crawl: the ones named, else the ones configured."""
-    chosen = list(repositories or read_settings().repositories)
-    if not chosen:
-        raise PreconditionMissing("no repositories: pass `repositories`, or set STARSEARCH_REPOSITORIES")
-    return chosen
-
-
 @task(name="fetch", retries=1, retry_delay_seconds=10, timeout_seconds=3_000, cache_policy=NO_CACHE)
-async def fetch(repositories: Sequence[str], newest: int | None = None) -> tuple[Counts, dict[str, str]]:
-    """Store what changed in each repository. Within the hour, so that the next run does not meet this one."""
+async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -> tuple[Counts, dict[str, str]]:
+    """Store what changed in the named repositories, else in those of STARSEARCH_REPOSITORIES, else in the followed list.
+
+    Within the hour, so that the next run does not meet this one.
+    """
     settings = read_settings()
     async with (
         open_store(settings) as store,
         progress_artifact("crawl-fetch", "repositories crawled") as progress,
         recorded_run(store, "crawl", progress) as run,
-        open_source(settings.github_rest_url, settings.github_token) as source,
+        open_any(settings, newest=newest) as source,
     ):
-        failed = await crawl(store, source, repositories, run, since=settings.since, newest=newest)
-        log.info("%s", source.quota)
+        named = list(repositories or settings.repositories)
+        failed = await crawl(store, source, named, run, crawl_options(settings, newest=newest))
+        log.info("%s", source.usage)
     return run.counts, failed
 
 

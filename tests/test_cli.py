@@ -81,7 +81,7 @@ def test_terminal_control_characters_are_not_obeyed(starsearch, row, jsonl):
     ("arguments", "message"),
     [
         (["ingest", "no/such/file.jsonl"], "is not a file"),
-        (["crawl"], "--repo"),
+        (["crawl", "--repo", "not a repository"], "owner/name"),
         (["search", " "], "empty"),
         (["search", "x", "--mode", "magic"], "magic"),
         (["search", "x", "--limit", "0"], "greater than"),

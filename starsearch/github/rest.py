@@ -19,7 +19,6 @@ import httpx2
 from starsearch.errors import RateLimited, Rejected, SourceUnavailable, StarsearchError
 from starsearch.models import Checkpoint, Chunk, Item, Rejection, parse_item
 
-SOURCE = "github-rest"
 PAGE_SIZE = 100  # GitHub's largest
 OVERLAP = timedelta(seconds=60)  # replicas of GitHub lag; what is read twice is unchanged and costs nothing
 FIRST_REACH = timedelta(days=1)
@@ -54,7 +53,7 @@ class RestSource:
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http = http
-        self.quota = Quota()
+        self.usage = self.quota = Quota()
         self.requests = 0
 
     async def ping(self) -> None:
@@ -82,7 +81,7 @@ class RestSource:
             url = None if newest else self._next(response)
             # the newest few leave a gap behind them: a checkpoint that is there stays, so that the next whole crawl fills it
             reached = checkpoint.high_water or high_water if newest else max(high_water, start)
-            done = None if url else Checkpoint(checkpoint.repo, SOURCE, reached, checkpoint.host)
+            done = None if url else Checkpoint(checkpoint.repo, reached, checkpoint.host)
             yield Chunk(tuple(items), tuple(rejections), done, name=checkpoint.repo)
 
     def _next(self, response: httpx2.Response) -> str | None:
@@ -137,6 +136,7 @@ async def open_source(
     headers = {
         "Accept": "application/vnd.github+json",
         "X-GitHub-Api-Version": "2022-11-28",
+        "X-Github-Next-Global-ID": "1",  # the node ids that GraphQL tells, too
         "User-Agent": "starsearch",
     }
     if token:

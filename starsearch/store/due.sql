@@ -9,6 +9,7 @@ LEFT JOIN dead_letter x ON x.version_id = v.id AND x.item_id = i.id
 WHERE v.status <> 'retired'
   AND (%(ids)s::bigint[] IS NULL OR i.id = ANY (%(ids)s::bigint[]))
   AND i.stored_at IS NOT NULL AND i.tombstoned_at IS NULL
+  AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
   AND d.content_hash IS DISTINCT FROM i.content_hash
   AND x.content_hash IS DISTINCT FROM i.content_hash
 ORDER BY v.id, i.id

@@ -8,9 +8,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg.types.json import Json
 
-from starsearch.models import HASH_RECIPE, Checkpoint, Chunk, Comment, Counts, Item, Rejection
+from starsearch.models import HASH_RECIPE, ITEM_TYPES, Checkpoint, Chunk, Comment, Counts, Item, Rejection
 from starsearch.store.database import Pool
+from starsearch.store.repositories import ids_by_name
 from starsearch.store.statements import statement
+from starsearch.store.sweeps import Reached, advance, release_node_ids
 
 LIVE, BACKFILL = 0, 1
 Key = tuple[int, int]  # repository id, number
@@ -19,34 +21,47 @@ Row = tuple[int, Item]  # repository id, item
 
 async def store_chunk(pool: Pool, chunk: Chunk, *, run_id: int, priority: int = LIVE) -> Counts:
     """Store a chunk whole or not at all; what changed is due in the same transaction. Replaying it changes nothing."""
+    names = {(item.host, item.repo.lower()): item.repo for item in chunk.items}
+    if chunk.checkpoint:
+        names.setdefault((chunk.checkpoint.host, chunk.checkpoint.repo.lower()), chunk.checkpoint.repo)
     async with pool.connection() as connection:
-        repositories = await _repository_ids(connection, chunk)
+        repositories = await ids_by_name(connection, names)
         rows = [(repositories[item.host, item.repo.lower()], item) for item in chunk.items]
-        rows, purged = await _without_purged(connection, rows)
-        rejections = [*chunk.rejections, *(Rejection(0, f"{item.url} was purged") for item in purged)]
-        await _store_rejections(connection, run_id, chunk.name, rejections)
-        counts = Counts(items=len(rows), rejected=len(rejections))
-        for layer in _layers(rows):
-            changed = await _store_layer(connection, layer)
-            counts.inserted += sum(inserted for _, inserted in changed)
-            counts.updated += sum(not inserted for _, inserted in changed)
-            await _make_due(connection, [item_id for item_id, _ in changed], priority)
-        if chunk.checkpoint:
+        counts = await store_rows(connection, rows, chunk.rejections, name=chunk.name, run_id=run_id, priority=priority)
+        if chunk.checkpoint and chunk.checkpoint.high_water:
             repository = repositories[chunk.checkpoint.host, chunk.checkpoint.repo.lower()]
-            await _store_checkpoint(connection, repository, chunk.checkpoint)
+            moment = chunk.checkpoint.high_water
+            await advance(connection, [Reached(repository, kind, moment, moment) for kind in ITEM_TYPES])
+    return counts
+
+
+async def store_rows(
+    connection: AsyncConnection, rows: list[Row], rejections: Sequence[Rejection], *, name: str, run_id: int, priority: int = LIVE
+) -> Counts:
+    """Store items whose repositories are known, in the caller's transaction."""
+    rows, purged = await _without_purged(connection, rows)
+    rejections = [*rejections, *(Rejection(0, f"{item.url} was purged") for item in purged)]
+    await _store_rejections(connection, run_id, name, rejections)
+    counts = Counts(items=len(rows), rejected=len(rejections))
+    for layer in _layers(rows):
+        changed = await _store_layer(connection, layer)
+        counts.inserted += sum(inserted for _, inserted in changed)
+        counts.updated += sum(not inserted for _, inserted in changed)
+        await _make_due(connection, [item_id for item_id, _ in changed], priority)
     counts.unchanged = counts.items - counts.inserted - counts.updated
     return counts
 
 
-async def read_checkpoint(pool: Pool, host: str, repo: str, source: str) -> Checkpoint:
+async def read_checkpoint(pool: Pool, host: str, repo: str) -> Checkpoint:
+    """How far both kinds of a repository are stored."""
     async with pool.connection() as connection:
         cursor = await connection.execute(
-            "SELECT high_water FROM checkpoint JOIN repository ON repository.id = repository_id "
-            "WHERE host = %s AND lower(full_name) = lower(%s) AND source = %s AND gone_at IS NULL",
-            [host, repo, source],
+            "SELECT min(swept_at) FROM checkpoint JOIN repository ON repository.id = repository_id "
+            "WHERE host = %s AND lower(full_name) = lower(%s) AND gone_at IS NULL HAVING count(*) = %s",
+            [host, repo, len(ITEM_TYPES)],
         )
         row = await cursor.fetchone()
-    return Checkpoint(repo, source, row[0] if row else None, host)
+    return Checkpoint(repo, row[0] if row else None, host)
 
 
 def _layers(rows: Iterable[Row]) -> list[list[Row]]:
@@ -59,26 +74,6 @@ def _layers(rows: Iterable[Row]) -> list[list[Row]]:
             layers.append(layer := {})
         layer[key] = (repository, item)
     return [list(layer.values()) for layer in layers]
-
-
-async def _repository_ids(connection: AsyncConnection, chunk: Chunk) -> dict[tuple[str, str], int]:
-    """Ids by (host, lower-case full name); new repositories are added. Sorted, so that two writers cannot deadlock."""
-    names = {(item.host, item.repo.lower()): item.repo for item in chunk.items}
-    if chunk.checkpoint:
-        names.setdefault((chunk.checkpoint.host, chunk.checkpoint.repo.lower()), chunk.checkpoint.repo)
-    keys = sorted(names)
-    hosts, full_names = [host for host, _ in keys], [names[key] for key in keys]
-    await connection.execute(
-        "INSERT INTO repository (host, full_name) SELECT * FROM unnest(%s::text[], %s::text[]) "
-        "ON CONFLICT (host, lower(full_name)) WHERE gone_at IS NULL DO NOTHING",
-        [hosts, full_names],
-    )
-    cursor = await connection.execute(
-        "SELECT host, lower(full_name), id FROM repository JOIN unnest(%s::text[], %s::text[]) AS wanted (h, n) "
-        "ON host = h AND lower(full_name) = lower(n) WHERE gone_at IS NULL",
-        [hosts, full_names],
-    )
-    return {(host, name): repository for host, name, repository in await cursor.fetchall()}
 
 
 async def _without_purged(connection: AsyncConnection, rows: list[Row]) -> tuple[list[Row], list[Item]]:
@@ -101,6 +96,10 @@ async def _without_purged(connection: AsyncConnection, rows: list[Row]) -> tuple
 
 async def _store_layer(connection: AsyncConnection, rows: list[Row]) -> list[tuple[int, bool]]:
     rows = await _with_known_comments(connection, rows)
+    named = [(repository, item.number, item.node_id) for repository, item in rows if item.node_id]
+    if named:
+        repositories, numbers, nodes = zip(*named, strict=True)
+        await release_node_ids(connection, repositories, numbers, nodes)
     cursor = await connection.execute(
         statement("store_items"), {"rows": Json([_record(*row) for row in rows], dumps=_dumps), "recipe": HASH_RECIPE}
     )
@@ -166,15 +165,6 @@ async def _make_due(connection: AsyncConnection, ids: Sequence[int], priority: i
             [list(ids)],
         )
         await connection.execute(statement("due"), {"ids": list(ids), "priority": priority})
-
-
-async def _store_checkpoint(connection: AsyncConnection, repository: int, checkpoint: Checkpoint) -> None:
-    await connection.execute(
-        "INSERT INTO checkpoint AS c (repository_id, source, high_water) VALUES (%s, %s, %s) "
-        "ON CONFLICT (repository_id, source) DO UPDATE SET high_water = excluded.high_water, committed_at = now() "
-        "WHERE c.high_water <= excluded.high_water",
-        [repository, checkpoint.source, checkpoint.high_water],
-    )
 
 
 async def _store_rejections(connection: AsyncConnection, run_id: int, name: str, rejections: Sequence[Rejection]) -> None:

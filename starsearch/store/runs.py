@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.types.json import Json
@@ -32,9 +33,13 @@ async def start_run(pool: Pool, kind: str) -> int:
     return int(row[0])
 
 
-async def finish_run(pool: Pool, run_id: int, counts: Counts) -> None:
+async def finish_run(pool: Pool, run_id: int, counts: Counts, github: dict[str, Any] | None = None) -> None:
+    """`github`: what GitHub charged the run (points, requests, splits, waits)."""
     async with pool.connection() as connection:
-        await connection.execute("UPDATE run SET finished_at = now(), counts = %s WHERE id = %s", [Json(counts.as_dict()), run_id])
+        await connection.execute(
+            "UPDATE run SET finished_at = now(), counts = %s, github = %s WHERE id = %s",
+            [Json(counts.as_dict()), github and Json(github), run_id],
+        )
 
 
 async def intend(pool: Pool, run_id: int, lease_token: int, calls: Sequence[Call]) -> None:

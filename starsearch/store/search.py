@@ -27,6 +27,7 @@ MAX_QUERY = 2_000  # characters; more than any engine's window needs to understa
 
 FILTERS = """(
     i.tombstoned_at IS NULL
+    AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
     AND (%(repositories)s::bigint[] IS NULL OR i.repository_id = ANY (%(repositories)s::bigint[]))
     AND (%(type)s::text IS NULL OR i.type = %(type)s)
     AND (%(state)s::text IS NULL OR i.state = %(state)s)

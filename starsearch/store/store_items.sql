@@ -1,4 +1,13 @@
 -- Store one chunk of items; returns the rows that were inserted or changed. Rows must not repeat a key.
+WITH r AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(%(rows)s) AS r (
+    repository_id bigint, number integer, node_id text, database_id bigint, partition_at timestamptz, type text, state text, title text,
+    body text, url text, author text, labels json, comments jsonb, comments_count integer, created_at timestamptz,
+    updated_at timestamptz, closed_at timestamptz, merged_at timestamptz, excerpt boolean, content_hash text
+  )
+), before AS (
+  SELECT i.id FROM item i JOIN r USING (repository_id, number) WHERE i.stored_at IS NOT NULL
+), stored AS (
 INSERT INTO item AS t (
   repository_id, number, node_id, database_id, partition_at, stored_at, type, state, title, body, url, author, labels, comments,
   comments_count, created_at, updated_at, closed_at, merged_at, excerpt, content_hash, hash_recipe
@@ -7,15 +16,13 @@ SELECT
   r.repository_id, r.number, r.node_id, r.database_id, coalesce(r.partition_at, now()), now(), r.type, r.state, r.title, r.body,
   r.url, r.author, ARRAY(SELECT json_array_elements_text(r.labels)), r.comments, r.comments_count, r.created_at, r.updated_at,
   r.closed_at, r.merged_at, r.excerpt, decode(r.content_hash, 'hex'), %(recipe)s
-FROM json_to_recordset(%(rows)s) AS r (
-  repository_id bigint, number integer, node_id text, database_id bigint, partition_at timestamptz, type text, state text, title text,
-  body text, url text, author text, labels json, comments jsonb, comments_count integer, created_at timestamptz,
-  updated_at timestamptz, closed_at timestamptz, merged_at timestamptz, excerpt boolean, content_hash text
-)
+FROM r
 ORDER BY r.repository_id, r.number
 ON CONFLICT (repository_id, number) DO UPDATE SET
   node_id = coalesce(excluded.node_id, t.node_id),
   database_id = coalesce(excluded.database_id, t.database_id),
+  -- set when the text is first stored, and never changed after that
+  partition_at = CASE WHEN t.stored_at IS NULL THEN excluded.partition_at ELSE t.partition_at END,
   stored_at = now(), tombstoned_at = NULL,
   type = excluded.type, state = excluded.state, title = excluded.title, body = excluded.body, url = excluded.url,
   author = coalesce(excluded.author, t.author), labels = excluded.labels, comments = excluded.comments,
@@ -47,4 +54,6 @@ WHERE
       )
     )
   )
-RETURNING t.id, (xmax = 0) AS inserted
+RETURNING t.id
+)
+SELECT id, id NOT IN (SELECT id FROM before) AS inserted FROM stored

@@ -8,14 +8,14 @@ import httpx2
 import pytest
 
 from starsearch.errors import RateLimited, SourceUnavailable, StarsearchError
-from starsearch.github.rest import OVERLAP, SOURCE, TRIES, open_source
+from starsearch.github.rest import OVERLAP, TRIES, open_source
 from starsearch.models import Checkpoint, Chunk
 
 BASE = "https://api.github.com"
 REPO = "quillcap/marlframe"
 PATH = f"/repos/{REPO}/issues"
 HIGH_WATER = datetime(2025, 3, 1, 12, tzinfo=UTC)
-CHECKPOINT = Checkpoint(REPO, SOURCE, HIGH_WATER)
+CHECKPOINT = Checkpoint(REPO, HIGH_WATER)
 SECOND_PAGE = f"{BASE}/repositories/71/issues?page=2"
 
 
@@ -111,7 +111,7 @@ async def test_the_checkpoint_comes_with_the_last_page_and_is_the_first_pages_ne
     # changed while page one was read, and moved to the front: only the next crawl may say that it has seen this
     last = page(issue(3, updated_at="2025-03-06T10:00:00Z"))
     chunks = await GitHub(first, last).crawl()
-    assert [chunk.checkpoint for chunk in chunks] == [None, Checkpoint(REPO, SOURCE, datetime(2025, 3, 5, 10, tzinfo=UTC))]
+    assert [chunk.checkpoint for chunk in chunks] == [None, Checkpoint(REPO, datetime(2025, 3, 5, 10, tzinfo=UTC))]
 
 
 async def test_a_crawl_that_breaks_off_yields_no_checkpoint():
@@ -134,13 +134,13 @@ async def test_a_crawl_that_breaks_off_yields_no_checkpoint():
 )
 async def test_since_is_the_checkpoint_less_the_overlap(high_water, since, asked):
     github = GitHub(page())
-    await github.crawl(Checkpoint(REPO, SOURCE, high_water), since=since)
+    await github.crawl(Checkpoint(REPO, high_water), since=since)
     assert github.asked[0].url.params["since"] == asked.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def test_a_first_crawl_reaches_back_one_day():
     github = GitHub(page())
-    await github.crawl(Checkpoint(REPO, SOURCE, None))
+    await github.crawl(Checkpoint(REPO, None))
     since = datetime.fromisoformat(github.asked[0].url.params["since"])
     assert timedelta(days=1) < datetime.now(UTC) - since < timedelta(days=1, minutes=10)
 
@@ -160,14 +160,14 @@ async def test_a_page_without_news_leaves_the_checkpoint_where_it_was(rows):
 
 async def test_an_empty_repository_gets_a_checkpoint_too():
     since = datetime(2024, 1, 1, tzinfo=UTC)
-    chunks = await GitHub(page()).crawl(Checkpoint(REPO, SOURCE, None), since=since)
-    assert [(chunk.items, chunk.checkpoint) for chunk in chunks] == [((), Checkpoint(REPO, SOURCE, since))]
+    chunks = await GitHub(page()).crawl(Checkpoint(REPO, None), since=since)
+    assert [(chunk.items, chunk.checkpoint) for chunk in chunks] == [((), Checkpoint(REPO, since))]
 
 
 async def test_newest_asks_for_so_many_and_nothing_else():
     github = GitHub(page(issue(1), following=SECOND_PAGE))
-    chunks = await github.crawl(Checkpoint(REPO, SOURCE, None), newest=30)
-    assert [chunk.checkpoint for chunk in chunks] == [Checkpoint(REPO, SOURCE, datetime(2025, 3, 2, 10, tzinfo=UTC))]
+    chunks = await github.crawl(Checkpoint(REPO, None), newest=30)
+    assert [chunk.checkpoint for chunk in chunks] == [Checkpoint(REPO, datetime(2025, 3, 2, 10, tzinfo=UTC))]
     assert len(github.asked) == 1
     assert github.asked[0].url.params["per_page"] == "30"
     assert "since" not in github.asked[0].url.params
@@ -370,7 +370,7 @@ async def test_an_enterprise_servers_path_is_kept():
 
 
 async def test_a_checkpoint_keeps_its_host():
-    chunks = await GitHub(page()).crawl(Checkpoint(REPO, SOURCE, HIGH_WATER, "git.example"))
+    chunks = await GitHub(page()).crawl(Checkpoint(REPO, HIGH_WATER, "git.example"))
     assert chunks[0].checkpoint.host == "git.example"
 
 
@@ -384,7 +384,7 @@ async def test_ping_reads_the_quota():
 
 async def test_a_real_page_becomes_items(shared_data):
     rows = json.loads((shared_data / "rest_issues_page.json").read_text("utf-8"))
-    start = Checkpoint("duckdb/duckdb", SOURCE, datetime(2020, 1, 1, tzinfo=UTC))
+    start = Checkpoint("duckdb/duckdb", datetime(2020, 1, 1, tzinfo=UTC))
     [chunk] = await GitHub(page(*rows)).crawl(start)
     assert not chunk.rejections
     assert len(chunk.items) == 100

@@ -1,0 +1,110 @@
+"""Crawl now: the followed list or named repositories, over GraphQL where there is a credential, else over REST."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from starsearch.cycle import Cycle
+from starsearch.errors import PreconditionMissing, RateLimited, StarsearchError
+from starsearch.github.batches import BATCH, Failed
+from starsearch.github.client import GitHub
+from starsearch.github.resolve import NAMES, resolve
+from starsearch.github.rest import FIRST_REACH, RestSource
+from starsearch.models import RepositoryFacts
+from starsearch.pipeline import Run, ingest
+from starsearch.storage import Store
+from starsearch.store.items import read_checkpoint
+from starsearch.store.repositories import count_followed, mark_failed, nodes_by_name, store_facts, to_sweep, unresolved
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CrawlOptions:
+    """since: where a first crawl starts; None: a day back. newest: only so many of each repository, over REST."""
+
+    since: datetime | None = None
+    newest: int | None = None
+    host: str = "github.com"
+    comments: int = 0
+    batch: int = BATCH
+
+
+DEFAULTS = CrawlOptions()
+
+
+async def crawl(
+    store: Store,
+    source: GitHub | RestSource,
+    repositories: Sequence[str],
+    run: Run,
+    options: CrawlOptions = DEFAULTS,
+) -> dict[str, str]:
+    """Store what changed in the named repositories, or (none named) in the followed list.
+
+    Returns the ones that were not crawled, with the reason; they join the next crawl. Raises RateLimited or SourceUnavailable after
+    storing what had come.
+    """
+    if isinstance(source, RestSource):
+        return await _crawl_rest(store, source, repositories, run, options)
+    if not repositories and not await count_followed(store.pool, options.host):
+        raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
+    run.github = source.usage
+    await source.ping()
+    failed, nodes = await resolve_names(store, source, repositories, host=options.host)
+    since = options.since or source.now - FIRST_REACH
+    chosen = await to_sweep(store.pool, options.host, now=source.now, since=since, nodes=nodes if repositories else None)
+    cycle = Cycle(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
+    await cycle.sweep(chosen)
+    return failed | dict.fromkeys(cycle.gone, "not found, or private: its items left search") | cycle.failed
+
+
+async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[str], run: Run, options: CrawlOptions) -> dict[str, str]:
+    """A handful of repositories, one after the other."""
+    if not repositories:
+        raise PreconditionMissing(
+            "the followed list needs a GitHub credential: set STARSEARCH_GITHUB_TOKENS (a token without any scope will do), or name a "
+            "few repositories with --repo"
+        )
+    failed: dict[str, str] = {}
+    for done, repo in enumerate(repositories, 1):
+        try:
+            checkpoint = await read_checkpoint(store.pool, options.host, repo)
+            await ingest(store, source.items(checkpoint, since=options.since, newest=options.newest), run)
+        except RateLimited as error:
+            failed |= dict.fromkeys(repositories[done - 1 :], str(error))
+            break
+        except StarsearchError as error:
+            if error.exit_code == 3:
+                raise
+            failed[repo] = str(error)
+            log.warning("%s: %s", repo, error)
+        run.progress("crawl", done, len(repositories))
+    return failed
+
+
+async def resolve_names(store: Store, github: GitHub, names: Sequence[str], *, host: str) -> tuple[dict[str, str], list[str]]:
+    """Node ids of the named repositories, asking GitHub for those not known yet; without names, of what the list knows by name only.
+
+    Returns (the ones not found, with the reason; node ids).
+    """
+    listed = {} if names else await unresolved(store.pool, host, now=github.now)
+    known = await nodes_by_name(store.pool, host, names)
+    unknown = list(listed) or [name for name in names if name.lower() not in known]
+    failed: dict[str, str] = {}
+    nodes = [known[name.lower()] for name in names if name.lower() in known]
+    for start in range(0, len(unknown), NAMES):
+        found = await resolve(github, unknown[start : start + NAMES])
+        facts = {name: fact for name, fact in found.items() if isinstance(fact, RepositoryFacts)}
+        async with store.pool.connection() as connection:
+            await store_facts(connection, host, list(facts.values()), names=facts)
+            reasons = {name: _not_resolved(answer) for name, answer in found.items() if name not in facts}
+            await mark_failed(connection, {listed[name]: reason for name, reason in reasons.items() if name in listed}, at=github.now)
+        failed |= reasons
+        nodes += [fact.node_id for fact in facts.values()]
+    return failed, nodes
+
+
+def _not_resolved(answer: object) -> str:
+    return f"{answer.reason}: {answer.detail}" if isinstance(answer, Failed) else "not found, or private"

@@ -1,0 +1,89 @@
+"""GitHub's nodes as this project's nouns: what a sweep tells of a repository, and what a fetch tells of an item."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from starsearch.errors import Rejected
+from starsearch.github.client import Node
+from starsearch.models import Comment, Item, ItemType, RepositoryFacts, SeenItem, parse_item
+
+CONNECTIONS: dict[ItemType, str] = {"issue": "issues", "pull_request": "pullRequests"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """Items of one kind, newest update first; `after` is the cursor of the next page, None at the end."""
+
+    items: tuple[SeenItem, ...]
+    after: str | None
+
+
+def read_facts(node: Node) -> RepositoryFacts:
+    return RepositoryFacts(
+        node_id=str(node["id"]),
+        full_name=str(node["nameWithOwner"]),
+        database_id=node.get("databaseId"),
+        archived=node.get("isArchived"),
+        stars=node.get("stargazerCount"),
+    )
+
+
+def read_page(node: Node, kind: ItemType) -> Page:
+    """Raises KeyError, TypeError or ValueError for anything that is not a page."""
+    connection = node[CONNECTIONS[kind]]
+    items = tuple(
+        SeenItem(str(item["id"]), int(item["number"]), kind, _time(item["updatedAt"]), item.get("createdAt") and _time(item["createdAt"]))
+        for item in connection["nodes"]
+        if item is not None
+    )
+    pages = connection["pageInfo"]
+    return Page(items, pages["endCursor"] if pages["hasNextPage"] else None)
+
+
+def read_item(node: Node, *, host: str) -> Item:
+    """A fetched item. `comments` is None where they were not asked for. Raises Rejected."""
+    try:
+        return parse_item(_fields(node) | {"host": host})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Rejected(f"not an issue or pull request as GitHub describes them: {type(error).__name__} {error}") from error
+
+
+def _fields(node: Node) -> dict[str, Any]:
+    pull_request = node["__typename"] == "PullRequest"
+    state = node["pullState"] if pull_request else node["state"]
+    comments = node.get("comments")
+    return {
+        "repo": node["repository"]["nameWithOwner"],
+        "number": node["number"],
+        "type": "pull_request" if pull_request else "issue",
+        "title": node["title"],
+        "body": node["body"],
+        "state": state.lower(),
+        "url": node["url"],
+        "author": _login(node),
+        "labels": [label["name"] for label in node["labels"]["nodes"]],
+        "comments": None if comments is None else [_comment(comment) for comment in comments["nodes"]],
+        "comments_count": comments and comments["totalCount"],
+        "created_at": node["createdAt"],
+        "updated_at": node["updatedAt"],
+        "closed_at": node["closedAt"],
+        "merged_at": node.get("mergedAt"),
+        "node_id": node["id"],
+        "database_id": node["fullDatabaseId"] and int(node["fullDatabaseId"]),
+    }
+
+
+def _comment(node: Node) -> Comment:
+    return Comment(body=node["body"], created_at=node["createdAt"], author=_login(node))
+
+
+def _login(node: Mapping[str, Any]) -> str | None:
+    """None: a deleted account."""
+    author = node.get("author")
+    return author["login"] if author else None
+
+
+def _time(value: str) -> datetime:
+    return datetime.fromisoformat(value)

@@ -1,0 +1,138 @@
+"""What a sweep writes: which items exist, how far each repository is complete, what GitHub does not have any more.
+
+All of it takes a connection, because it belongs into the caller's transaction: items and the checkpoint that says they are stored
+are committed together or not at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import AsyncConnection
+
+from starsearch.models import ItemType, SeenItem
+
+FETCH_ATTEMPTS = 3  # crawls; then the item is a dead letter until it changes
+MAX_DETAIL = 500
+
+SeenRow = tuple[int, SeenItem]  # repository id, item
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A checkpoint: everything of this kind updated before `swept_at` is stored, `high_water` (None: nothing) being the newest."""
+
+    repository: int
+    kind: ItemType
+    high_water: datetime | None
+    swept_at: datetime
+
+
+@dataclass(frozen=True)
+class FetchFailure:
+    node_id: str
+    reason: str
+    detail: str = ""
+    permanent: bool = False
+
+
+async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> set[str]:
+    """Write down that these items exist; returns the node ids of those whose text is missing or older than what was told."""
+    if not rows:
+        return set()
+    unique = {(repository, item.number): (repository, item) for repository, item in rows}
+    repositories, numbers = [repository for repository, _ in unique.values()], [item.number for _, item in unique.values()]
+    nodes = [item.node_id for _, item in unique.values()]
+    await release_node_ids(connection, repositories, numbers, nodes)
+    cursor = await connection.execute(
+        """
+        INSERT INTO item AS t (repository_id, number, node_id, type, seen_updated_at)
+        SELECT s.* FROM unnest(%s::bigint[], %s::integer[], %s::text[], %s::text[], %s::timestamptz[])
+          AS s (repository_id, number, node_id, type, seen_updated_at)
+        JOIN repository r ON r.id = s.repository_id
+        WHERE NOT EXISTS (
+          SELECT FROM purge p WHERE p.host = r.host AND lower(p.repository) = lower(r.full_name)
+            AND (p.number IS NULL OR p.number = s.number) AND p.author IS NULL
+        )
+        ORDER BY s.repository_id, s.number
+        ON CONFLICT (repository_id, number) DO UPDATE SET node_id = excluded.node_id, seen_updated_at = excluded.seen_updated_at
+        WHERE t.stored_at IS NULL OR t.tombstoned_at IS NOT NULL OR t.node_id IS DISTINCT FROM excluded.node_id
+          OR t.updated_at IS NULL OR t.updated_at < excluded.seen_updated_at
+        RETURNING node_id
+        """,
+        [
+            repositories,
+            numbers,
+            nodes,
+            [item.type for _, item in unique.values()],
+            [item.updated_at for _, item in unique.values()],
+        ],
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def release_node_ids(connection: AsyncConnection, repositories: Sequence[int], numbers: Sequence[int], nodes: Sequence[str]) -> None:
+    """A node id that turns up under another repository or number was transferred: the old row is a tombstone without it."""
+    await connection.execute(
+        "UPDATE item i SET node_id = NULL, database_id = NULL, tombstoned_at = coalesce(tombstoned_at, now()) "
+        "FROM unnest(%s::bigint[], %s::integer[], %s::text[]) AS s (repository_id, number, node_id) "
+        "WHERE i.node_id = s.node_id AND (i.repository_id, i.number) <> (s.repository_id, s.number)",
+        [list(repositories), list(numbers), list(nodes)],
+    )
+
+
+async def advance(connection: AsyncConnection, reached: Sequence[Reached]) -> None:
+    """Move checkpoints forward, never back."""
+    if reached:
+        await connection.execute(
+            "INSERT INTO checkpoint AS c (repository_id, kind, high_water, swept_at) "
+            "SELECT * FROM unnest(%s::bigint[], %s::text[], %s::timestamptz[], %s::timestamptz[]) ORDER BY 1, 2 "
+            "ON CONFLICT (repository_id, kind) DO UPDATE SET high_water = greatest(c.high_water, excluded.high_water), "
+            "swept_at = greatest(c.swept_at, excluded.swept_at), committed_at = now()",
+            [
+                [each.repository for each in reached],
+                [each.kind for each in reached],
+                [each.high_water for each in reached],
+                [each.swept_at for each in reached],
+            ],
+        )
+
+
+async def entomb(connection: AsyncConnection, nodes: Sequence[str]) -> int:
+    """These items are not there any more (deleted, or transferred): gone from search and from what is due. Returns how many."""
+    if not nodes:
+        return 0
+    cursor = await connection.execute(
+        "UPDATE item SET tombstoned_at = now() WHERE node_id = ANY (%s) AND tombstoned_at IS NULL RETURNING id", [list(nodes)]
+    )
+    ids = [row[0] for row in await cursor.fetchall()]
+    await connection.execute("DELETE FROM due WHERE item_id = ANY (%s)", [ids])
+    await connection.execute("DELETE FROM fetch_failure WHERE item_id = ANY (%s)", [ids])
+    return len(ids)
+
+
+async def record_failures(connection: AsyncConnection, failures: Sequence[FetchFailure]) -> set[str]:
+    """Count an attempt against each; returns the node ids whose attempts are spent: dead letters, until they change."""
+    if not failures:
+        return set()
+    cursor = await connection.execute(
+        """
+        INSERT INTO fetch_failure AS f (item_id, attempts, dead, reason, detail, seen_updated_at)
+        SELECT i.id, 1, s.permanent, s.reason, s.detail, i.seen_updated_at
+        FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) AS s (node_id, reason, detail, permanent)
+        JOIN item i ON i.node_id = s.node_id
+        ON CONFLICT (item_id) DO UPDATE SET
+          attempts = CASE WHEN f.seen_updated_at IS DISTINCT FROM excluded.seen_updated_at THEN 1 ELSE f.attempts + 1 END,
+          dead = excluded.dead OR (f.seen_updated_at IS NOT DISTINCT FROM excluded.seen_updated_at AND f.attempts + 1 >= %s),
+          reason = excluded.reason, detail = excluded.detail, seen_updated_at = excluded.seen_updated_at, failed_at = now()
+        RETURNING (SELECT node_id FROM item WHERE id = item_id), dead
+        """,
+        [
+            [failure.node_id for failure in failures],
+            [failure.reason for failure in failures],
+            [failure.detail[:MAX_DETAIL] for failure in failures],
+            [failure.permanent for failure in failures],
+            FETCH_ATTEMPTS,
+        ],
+    )
+    return {node for node, dead in await cursor.fetchall() if dead}
