@@ -20,6 +20,7 @@ from starsearch.errors import PreconditionMissing, StarsearchError
 from starsearch.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from starsearch.backfill import Request
     from starsearch.pipeline import Run
     from starsearch.storage import Store
 
@@ -181,10 +182,65 @@ async def _crawl(settings: Settings, repositories: list[str], no_digest: bool, j
             await _digest_due(settings, store, run)
 
     await _recorded(settings, "crawl", work, json)
+    _refuse_failed(failed, "were not crawled, and join the next crawl")
+
+
+def _refuse_failed(failed: dict[str, str], what: str) -> None:
+    """Exit 1 naming what was left out; everything else is done."""
     if failed:
         shown = [f"{repo}: {reason}" for repo, reason in list(failed.items())[:SHOWN]]
-        more = [f"and {len(failed) - SHOWN:,} more (`starsearch status`)"] if len(failed) > SHOWN else []
-        raise StarsearchError(f"{len(failed):,} repositories were not crawled, and join the next crawl: {'; '.join(shown + more)}")
+        more = [f"and {len(failed) - SHOWN:,} more"] if len(failed) > SHOWN else []
+        raise StarsearchError(f"{len(failed):,} repositories {what}: {'; '.join(shown + more)}")
+
+
+@app.command()
+def backfill(
+    since: Annotated[str, typer.Option(help="Updated on this day or later: 2026-03-01, or days back: 7d.")],
+    until: Annotated[str, typer.Option(help="Created up to this day (its end); default: now.")] = "0d",
+    repo: Annotated[list[str] | None, typer.Option(help="owner/name; repeatable. Default: the followed list.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the followed list.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and do nothing.")] = False,
+    no_digest: NoDigest = False,
+    json: Json = False,
+) -> None:
+    """A range of history, for the first time or again. Stopped, the same command goes on."""
+    from starsearch.backfill import Request, parse_moment
+
+    now = datetime.now(UTC)
+    try:
+        moments = parse_moment(since, now=now), parse_moment(until, now=now, end=True)
+    except ValueError:
+        raise typer.BadParameter("write a day (2026-03-01) or days back (7d)", param_hint="--since, --until") from None
+    if moments[0] >= moments[1]:
+        raise typer.BadParameter("is not before --until", param_hint="--since")
+    request = Request(*moments, tuple(_repository_names(repo)), top, spelled=(since, until))
+    _run(_backfill(read_settings(), request, dry_run, no_digest, json))
+
+
+async def _backfill(settings: Settings, request: "Request", dry_run: bool, no_digest: bool, json: bool) -> None:
+    from starsearch.backfill import backfill, price
+    from starsearch.sources import crawl_options, open_graphql
+    from starsearch.storage import open_store
+    from starsearch.terminal import print_fields, print_json
+
+    options = crawl_options(settings)
+    if dry_run:
+        async with open_store(settings) as store, open_graphql(settings) as github:
+            (print_json if json else print_fields)((await price(store, github, request, options)).as_dict())
+        return
+    failed: dict[str, str] = {}
+
+    async def work(store: "Store", run: "Run") -> None:
+        async with open_graphql(settings, backfill=True) as github:
+            try:
+                failed.update(await backfill(store, github, request, run, options))
+            finally:
+                typer.echo(str(github.usage), err=True)
+        if not no_digest:
+            await _digest_due(settings, store, run)
+
+    await _recorded(settings, "backfill", work, json)
+    _refuse_failed(failed, "were not read to the end; the same command goes on with them")
 
 
 @app.command()

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from starsearch.cycle import Cycle
+from starsearch.cycle import GONE, Cycle
 from starsearch.errors import PreconditionMissing, RateLimited, StarsearchError
+from starsearch.fetching import Fetcher
 from starsearch.github.batches import BATCH, Failed
 from starsearch.github.client import GitHub
 from starsearch.github.resolve import NAMES, resolve
@@ -55,9 +56,10 @@ async def crawl(
     failed, nodes = await resolve_names(store, source, repositories, host=options.host)
     since = options.since or source.now - FIRST_REACH
     chosen = await to_sweep(store.pool, options.host, now=source.now, since=since, nodes=nodes if repositories else None)
-    cycle = Cycle(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
+    fetcher = Fetcher(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
+    cycle = Cycle(source, fetcher, run.progress, host=options.host, batch=options.batch)
     await cycle.sweep(chosen)
-    return failed | dict.fromkeys(cycle.gone, "not found, or private: its items left search") | cycle.failed
+    return failed | dict.fromkeys(cycle.gone, f"{GONE}: its items left search") | cycle.failed
 
 
 async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[str], run: Run, options: CrawlOptions) -> dict[str, str]:
@@ -107,4 +109,4 @@ async def resolve_names(store: Store, github: GitHub, names: Sequence[str], *, h
 
 
 def _not_resolved(answer: object) -> str:
-    return f"{answer.reason}: {answer.detail}" if isinstance(answer, Failed) else "not found, or private"
+    return f"{answer.reason}: {answer.detail}" if isinstance(answer, Failed) else GONE

@@ -1,10 +1,10 @@
-"""One crawl over GitHub's GraphQL API: sweep which items changed, fetch their text, and only then move the checkpoints.
+"""Reads lists of changed items over GitHub's GraphQL API, fetches their text, and only then writes down how far it got.
 
-The loop that keeps this free of loss:
-- a repository's list is read newest update first, from where its last complete sweep *began* (by GitHub's clock, minus an
-  overlap for lagging replicas), so whatever changes while pages are read is newer than the mark and comes with the next cycle;
-- an item is written down as known when a sweep tells of it, before its text is asked for;
-- the checkpoint moves in the transaction that stores the last of its items. Kill it anywhere: the next cycle reads again.
+What keeps this free of loss:
+- a list is read newest update first, back to where the last complete sweep *began* (by GitHub's clock, minus an overlap for lagging
+  replicas), so whatever changes while pages are read is newer than the mark and comes with the next cycle;
+- an item is written down as known when a list tells of it, before its text is asked for;
+- a mark moves in the transaction that stores the last of its items. Kill it anywhere: the next cycle reads again.
 
 Workers take the most downstream work first (text, then further pages, then sweeps), so little is held in memory.
 """
@@ -13,91 +13,115 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from starsearch.errors import Rejected, StarsearchError
+from psycopg import AsyncConnection
+
+from starsearch.errors import PreconditionMissing, RateLimited, StarsearchError
+from starsearch.fetching import Fetcher
 from starsearch.github.batches import BATCH, Batches, Failed, Found, Missing
-from starsearch.github.client import GitHub, Node
-from starsearch.github.nodes import Page, read_facts, read_item, read_page
-from starsearch.models import ITEM_TYPES, Followed, Item, ItemType, RepositoryFacts, SeenItem
-from starsearch.store.items import LIVE, store_rows
+from starsearch.github.client import Answer, GitHub, Node
+from starsearch.github.nodes import Page, read_facts, read_page
+from starsearch.models import ITEM_TYPES, Followed, ItemType, RepositoryFacts, SeenItem
+from starsearch.progress import Progress
 from starsearch.store.repositories import mark_failed, mark_gone, store_facts
-from starsearch.store.sweeps import FetchFailure, Reached, advance, entomb, record_failures, record_seen
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from psycopg import AsyncConnection
-
-    from starsearch.pipeline import Run
-    from starsearch.storage import Store
+from starsearch.store.sweeps import Reached, advance, record_seen
 
 NEWEST = 10  # of each kind in a sweep; more cost no points, but make larger answers
 OVERLAP = timedelta(seconds=300)
 LISTS: dict[ItemType, str] = {"issue": "list_issues", "pull_request": "list_pulls"}
+GONE = "not found, or private"
 
 log = logging.getLogger(__name__)
 Job = Callable[[], Awaitable[None]]
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(eq=False)
 class Mark:
-    """A checkpoint on its way: it moves once the list is read back to `start` and nothing is `waiting` for its text."""
+    """How far one kind of one repository will be complete: once its list is read back to `start` and nothing is `waiting`.
+
+    until: only items created up to then are wanted.
+    """
 
     repository: Followed
     kind: ItemType
     start: datetime
-    high_water: datetime | None
+    until: datetime | None = None
+    high_water: datetime | None = None  # the newest update on the first page
     waiting: set[str] = field(default_factory=set)
     listed: bool = False
     failed: bool = False
+
+    def wants(self, item: SeenItem) -> bool:
+        return item.updated_at >= self.start and (self.until is None or item.created_at is None or item.created_at <= self.until)
 
     def done_without(self, nodes: set[str]) -> bool:
         return self.listed and not self.failed and self.waiting <= nodes
 
 
+Done = Callable[[AsyncConnection, Sequence[Mark]], Awaitable[None]]
+
+
 class Cycle:
-    """Sweeps the given repositories once. `gone`: those that GitHub does not find any more."""
+    """Reads what it is given to its end. `done` writes down complete marks, in the transaction that completes them."""
 
     def __init__(
-        self, store: "Store", github: GitHub, run: "Run", *, host: str, comments: int = 0, batch: int = BATCH, newest: int = NEWEST
+        self,
+        github: GitHub,
+        fetcher: Fetcher,
+        progress: Progress,
+        *,
+        host: str,
+        batch: int = BATCH,
+        newest: int = NEWEST,
+        done: Done | None = None,
     ) -> None:
-        self.gone: list[str] = []
-        self._failures: dict[Followed, str] = {}
-        self.fetched = self.tombstones = 0
-        self._store, self._github, self._run = store, github, run
-        self._host, self._comments, self._newest = host, comments, newest
+        self.gone: list[str] = []  # repositories that GitHub does not find any more
+        self.began = github.now
+        self._github, self._fetcher, self._progress = github, fetcher, progress
+        self._host, self._newest = host, newest
+        self._done = done or self._advance
         self._sweeps = Batches(github, "sweep", size=batch)
-        self._fetches = Batches(github, "fetch", size=batch)
         self._to_sweep: deque[Followed] = deque()
-        self._pages: deque[tuple[Mark, str]] = deque()
+        self._pages: deque[tuple[Mark, str | None]] = deque()
         self._to_fetch: deque[str] = deque()
         self._owner: dict[str, Mark] = {}  # of each item waiting for its text
+        self._failures: dict[Followed, str] = {}
+        self._total = 0
         self._upstream = 0  # sweeps and pages on their way, which may bring more to fetch
         self._busy = 0
         self._stopped: BaseException | None = None
         self._changed = asyncio.Condition()
-        self._writing = asyncio.Lock()  # one transaction at a time: which of them completes a mark must be certain
-
-    async def sweep(self, repositories: Sequence[Followed]) -> None:
-        """Raises RateLimited or SourceUnavailable after storing what had come; the rest joins the next cycle."""
-        self._began = self._github.now
-        self._total = len(repositories)
-        self._to_sweep.extend(repositories)
-        await asyncio.gather(*(self._work() for _ in range(self._github.width)))
-        async with self._transaction() as connection:
-            await mark_failed(connection, {repository.id: reason for repository, reason in self._failures.items()}, at=self._began)
-        if self._stopped:
-            raise self._stopped
 
     @property
     def failed(self) -> dict[str, str]:
-        """Repositories that were not swept to the end, by name, with the reason; they join the next cycle."""
+        """Repositories that were not read to the end, by name, with the reason; they join the next cycle."""
         return {repository.full_name: reason for repository, reason in self._failures.items()}
+
+    async def sweep(self, repositories: Sequence[Followed]) -> None:
+        """Raises RateLimited or SourceUnavailable after storing what had come; the rest joins the next cycle."""
+        self._to_sweep.extend(repositories)
+        await self._run(len(repositories))
+        async with self._fetcher.transaction() as connection:
+            await mark_failed(connection, {repository.id: reason for repository, reason in self._failures.items()}, at=self.began)
+        self._raise()
+
+    async def read(self, marks: Sequence[Mark]) -> None:
+        """Read these lists page by page, without a sweep before it. Raises as `sweep` does."""
+        self._pages.extend((mark, None) for mark in marks)
+        await self._run(len(marks))
+        self._raise()
+
+    async def _run(self, total: int) -> None:
+        self._total = total
+        await asyncio.gather(*(self._work() for _ in range(self._github.width)))
+
+    def _raise(self) -> None:
+        if self._stopped:
+            raise self._stopped
 
     async def _work(self) -> None:
         while True:
@@ -112,7 +136,7 @@ class Cycle:
             try:
                 await job()
             except BaseException as error:
-                self._stopped = self._stopped or error
+                self._stopped = self._stopped or error  # raised when the other workers have stored what they asked for
             async with self._changed:
                 self._busy -= 1
                 self._upstream -= upstream
@@ -123,12 +147,13 @@ class Cycle:
 
     def _fetch_ready(self) -> bool:
         """A full batch, or the last one."""
-        return len(self._to_fetch) >= self._fetches.size or bool(self._to_fetch and not (self._to_sweep or self._pages or self._upstream))
+        last = not (self._to_sweep or self._pages or self._upstream)
+        return len(self._to_fetch) >= self._fetcher.size or bool(self._to_fetch and last)
 
     def _next_job(self) -> tuple[Job, bool]:
         """The job, and whether it may bring more to fetch."""
         if self._fetch_ready():
-            ids = _take(self._to_fetch, self._fetches.size)
+            ids = _take(self._to_fetch, self._fetcher.size)
             return (lambda: self._fetch(ids)), False
         if self._pages:
             mark, after = self._pages.popleft()
@@ -141,114 +166,71 @@ class Cycle:
         ids = [repository.node_id for repository in repositories]
         found = await self._sweeps.ask(ids, since=_iso(since), newest=self._newest)
         told = [_Told.of(repository, found[repository.node_id]) for repository in repositories]
-        async with self._transaction() as connection:
-            await mark_gone(connection, self._host, [each.repository.node_id for each in told if each.gone], at=self._began)
+        pages = [(_mark(each.repository, kind), page) for each in told for kind, page in each.pages.items()]
+        async with self._fetcher.transaction() as connection:
+            await mark_gone(connection, self._host, [each.repository.node_id for each in told if each.gone], at=self.began)
             await store_facts(connection, self._host, [each.facts for each in told if each.facts])
-            await self._record(
-                connection, [(self._mark(each.repository, kind, page), page) for each in told for kind, page in each.pages.items()]
-            )
+            await self._record(connection, pages)
         self.gone += [each.repository.full_name for each in told if each.gone]
         self._failures |= {each.repository: each.failure for each in told if each.failure}
-        self._run.progress("sweep", self._total - len(self._to_sweep), self._total)
+        self._progress("sweep", self._total - len(self._to_sweep), self._total)
 
-    def _mark(self, repository: Followed, kind: ItemType, page: Page) -> Mark:
-        start = repository.starts[kind] - OVERLAP
-        return Mark(repository, kind, start, max((item.updated_at for item in page.items if item.updated_at >= start), default=None))
-
-    async def _read_page(self, mark: Mark, after: str) -> None:
+    async def _read_page(self, mark: Mark, after: str | None) -> None:
         variables: dict[str, object] = {"id": mark.repository.node_id, "after": after}
         if mark.kind == "issue":
             variables["since"] = _iso(mark.start)
         try:
-            answer = await self._github.ask(LISTS[mark.kind], variables)
-            page = read_page(answer.data["node"] or {}, mark.kind)
-        except (KeyError, TypeError, ValueError) as error:
-            self._fail(mark, f"a page of its {mark.kind} list is not readable: {type(error).__name__}")
-            return
+            page = _page(await self._github.ask(LISTS[mark.kind], variables), mark.kind)
+        except (RateLimited, PreconditionMissing) as error:
+            self._fail(mark, str(error))
+            raise
         except StarsearchError as error:
             self._fail(mark, str(error))
-            if error.exit_code == 3 or hasattr(error, "resets_at"):
-                raise
             return
-        async with self._transaction() as connection:
+        async with self._fetcher.transaction() as connection:
             await self._record(connection, [(mark, page)])
 
-    async def _record(self, connection: "AsyncConnection", pages: Sequence[tuple[Mark, Page]]) -> None:
-        """Write down what the pages tell; what needs its text is queued, and quiet repositories are done already."""
-        rows: list[tuple[int, SeenItem]] = []
-        changed: list[tuple[Mark, list[SeenItem], Page]] = []
-        for mark, page in pages:
-            items = [item for item in page.items if item.updated_at >= mark.start]
-            rows += [(mark.repository.id, item) for item in items]
-            changed.append((mark, items, page))
-        wanted = await record_seen(connection, rows)
+    async def _record(self, connection: AsyncConnection, pages: Sequence[tuple[Mark, Page]]) -> None:
+        """Write down what the pages tell; what needs its text is queued, and quiet lists are done already."""
+        wanted = await record_seen(
+            connection, [(mark.repository.id, item) for mark, page in pages for item in page.items if mark.wants(item)]
+        )
         done = []
-        for mark, items, page in changed:
-            ids = {item.node_id for item in items} & wanted - self._owner.keys()
-            reaches_back = page.after is not None and len(items) == len(page.items)
-            mark.listed = not reaches_back
+        for mark, page in pages:
+            ids = {item.node_id for item in page.items if mark.wants(item)} & wanted - self._owner.keys()
+            mark.high_water = mark.high_water or max((item.updated_at for item in page.items if mark.wants(item)), default=None)
             mark.waiting |= ids
             self._owner |= dict.fromkeys(ids, mark)
             self._to_fetch.extend(sorted(ids))
-            if reaches_back and page.after:
+            if page.after and page.items and page.items[-1].updated_at >= mark.start:
                 self._pages.append((mark, page.after))
-            elif mark.done_without(set()):
-                done.append(mark)
-        await advance(connection, [self._reached(mark) for mark in done])
+            else:
+                mark.listed = True
+                done += [mark] * mark.done_without(set())
+        await self._done(connection, done)
 
     async def _fetch(self, ids: Sequence[str]) -> None:
-        found = await self._fetches.ask(ids, comments=max(self._comments, 1), withComments=self._comments > 0)
-        items, failures = self._read_items(found)
-        missing = [node_id for node_id, node in found.items() if isinstance(node, Missing) or _private(node)]
-        async with self._transaction() as connection:
-            self.tombstones += await entomb(connection, missing)
-            await self._store_items(connection, items)
-            dead = await record_failures(connection, failures)
-            settled = set(ids) - {failure.node_id for failure in failures} | dead
-            marks = {id(mark): mark for node_id in ids if (mark := self._owner.get(node_id))}.values()
-            await advance(connection, [self._reached(mark) for mark in marks if mark.done_without(settled)])
-        for node_id in ids:
-            mark = self._owner.pop(node_id)
-            mark.waiting.discard(node_id)
-            if node_id not in settled:
-                mark.failed = True
-                self._failures[mark.repository] = "the text of an item could not be fetched"
-        self.fetched += len(items)
-        self._run.progress("fetch", self.fetched, self.fetched + len(self._to_fetch))
+        wanted = {node_id: self._owner[node_id].repository for node_id in ids}
 
-    def _read_items(self, found: dict[str, Found]) -> tuple[list[tuple[Item, RepositoryFacts]], list[FetchFailure]]:
-        items, failures = [], []
-        for node_id, node in found.items():
-            if isinstance(node, Failed):
-                failures.append(FetchFailure(node_id, node.reason, node.detail))
-            elif isinstance(node, dict) and not _private(node):
-                try:
-                    items.append((read_item(node, host=self._host), read_facts(node["repository"])))
-                except Rejected as error:
-                    failures.append(FetchFailure(node_id, "rejected", str(error), permanent=True))
-        return items, failures
+        async def settle(connection: AsyncConnection, settled: set[str]) -> None:
+            """Within the transaction, and so before anybody else looks at these marks."""
+            marks = {node_id: self._owner.pop(node_id) for node_id in ids}
+            await self._done(connection, [mark for mark in set(marks.values()) if mark.done_without(settled)])
+            for node_id, mark in marks.items():
+                mark.waiting.discard(node_id)
+                if node_id not in settled:
+                    self._fail(mark, "the text of an item could not be fetched")
 
-    async def _store_items(self, connection: "AsyncConnection", items: Sequence[tuple[Item, RepositoryFacts]]) -> None:
-        """Items under the repositories they are in now, which is not where they were seen when they were transferred."""
-        ids = {self._owner[item.node_id].repository.node_id: self._owner[item.node_id].repository.id for item, _ in items if item.node_id}
-        elsewhere = {facts.node_id: facts for _, facts in items if facts.node_id not in ids}
-        ids |= await store_facts(connection, self._host, list(elsewhere.values()))
-        rows = [(ids[facts.node_id], item) for item, facts in items]
-        counts = await store_rows(connection, rows, (), name="github", run_id=self._run.id, priority=LIVE)
-        self._run.counts.add(counts)
+        await self._fetcher.fetch({node: (repository.node_id, repository.id) for node, repository in wanted.items()}, settle)
+        self._progress("fetch", self._fetcher.fetched, self._fetcher.fetched + len(self._to_fetch))
 
-    def _reached(self, mark: Mark) -> Reached:
-        return Reached(mark.repository.id, mark.kind, mark.high_water, self._began)
+    async def _advance(self, connection: AsyncConnection, marks: Sequence[Mark]) -> None:
+        await advance(connection, [Reached(mark.repository.id, mark.kind, mark.high_water, self.began) for mark in marks])
 
     def _fail(self, mark: Mark, reason: str) -> None:
         mark.failed = True
         self._failures[mark.repository] = reason
         log.warning("%s: %s", mark.repository.full_name, reason)
-
-    @asynccontextmanager
-    async def _transaction(self) -> "AsyncIterator[AsyncConnection]":
-        async with self._writing, self._store.pool.connection() as connection:
-            yield connection
 
 
 @dataclass(frozen=True)
@@ -270,19 +252,28 @@ class _Told:
         try:
             return cls(repository, facts=read_facts(node), pages=_pages(node))
         except (KeyError, TypeError, ValueError) as error:
-            return cls(repository, failure=f"GitHub's answer is not readable: {type(error).__name__} {error}")
+            return cls(repository, failure=f"unreadable answer: {type(error).__name__} {error}")
 
 
 def _pages(node: Node) -> dict[ItemType, Page]:
-    """The first page of each kind; empty ones where issues are switched off, none while GitHub has locked the repository."""
+    """The first page of each kind; an empty one where issues are switched off, none while GitHub has locked the repository."""
     if node["isDisabled"] or node["isLocked"]:
         return {}
     return {kind: Page((), None) if kind == "issue" and not node["hasIssuesEnabled"] else read_page(node, kind) for kind in ITEM_TYPES}
 
 
-def _private(node: Found) -> bool:
-    """Transferred into a repository that only our credential can see."""
-    return isinstance(node, dict) and bool((node.get("repository") or {}).get("isPrivate"))
+def _page(answer: Answer, kind: ItemType) -> Page:
+    if any(error.type == "NOT_FOUND" for error in answer.errors):
+        raise StarsearchError(GONE)
+    try:
+        return read_page(answer.data["node"], kind)
+    except (KeyError, TypeError, ValueError) as error:
+        told = answer.errors[0].message if answer.errors else f"{type(error).__name__} {error}"
+        raise StarsearchError(f"unreadable answer: {told}") from error
+
+
+def _mark(repository: Followed, kind: ItemType) -> Mark:
+    return Mark(repository, kind, repository.starts[kind] - OVERLAP)
 
 
 def _take(queue: deque[T], number: int) -> list[T]:

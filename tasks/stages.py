@@ -16,8 +16,9 @@ from starsearch.engines import open_engines
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
 from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.sentinel import check_items
 from starsearch.settings import read_settings
-from starsearch.sources import crawl_options, open_any
+from starsearch.sources import crawl_options, open_any, open_graphql
 from starsearch.storage import open_store
 from tasks.artifacts import counts_table, progress_artifact
 
@@ -70,6 +71,21 @@ async def digest_due() -> Counts:
     ):
         await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
     return run.counts
+
+
+@task(name="check-open-items", retries=1, retry_delay_seconds=10, timeout_seconds=6 * 3_600, cache_policy=NO_CACHE)
+async def check_open_items(items: int) -> dict[str, int]:
+    """Look at the next stored open items: are they still there, with the comments that we know?"""
+    settings = read_settings()
+    async with (
+        open_store(settings) as store,
+        open_graphql(settings, backfill=True) as github,
+        progress_artifact("maintain-items", "open items checked") as progress,
+        recorded_run(store, "maintain", progress) as run,
+    ):
+        checks = await check_items(store, github, run, crawl_options(settings), items=items)
+    log.info("%s; %s", checks, github.usage)
+    return vars(checks)
 
 
 @task(name="report", cache_policy=NO_CACHE)

@@ -93,6 +93,11 @@ class GitHub:
         """How many requests may be in flight."""
         return self.pool.width
 
+    @property
+    def points_per_hour(self) -> int:
+        """Of all credentials together, as far as they have been heard of."""
+        return sum(credential.limit or 0 for credential in self.pool.credentials) or 5_000
+
     async def ping(self) -> None:
         """One point; learns GitHub's time and what is left. Raises SourceUnavailable where GitHub does not answer or refuses us."""
         try:

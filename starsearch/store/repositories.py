@@ -203,6 +203,18 @@ async def nodes_by_name(pool: Pool, host: str, names: Sequence[str]) -> dict[str
         return dict(await cursor.fetchall())
 
 
+async def listed(pool: Pool, host: str, *, top: int | None = None, nodes: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """(node id, full name) of the given living repositories, or of the followed list down to rank `top`; by rank."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT node_id, full_name FROM repository WHERE host = %(host)s AND node_id IS NOT NULL AND gone_at IS NULL "
+            "AND CASE WHEN %(nodes)s::text[] IS NULL THEN followed AND (%(top)s::integer IS NULL OR rank <= %(top)s) "
+            "ELSE node_id = ANY (%(nodes)s::text[]) END ORDER BY rank, id",
+            {"host": host, "top": top, "nodes": None if nodes is None else list(nodes)},
+        )
+        return await cursor.fetchall()
+
+
 async def to_sweep(pool: Pool, host: str, *, now: datetime, since: datetime, nodes: Sequence[str] | None = None) -> list[Followed]:
     """The repositories to sweep, those that waited longest first: the given ones, or the followed list.
 

@@ -78,3 +78,29 @@ async def rejections(pool: Pool, run_id: int, *, limit: int) -> list[tuple[str, 
             "SELECT source, line, reason FROM rejection WHERE run_id = %s ORDER BY ctid LIMIT %s", [run_id, limit]
         )
         return [(source, line, reason) for source, line, reason in await cursor.fetchall()]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What digesting has cost here so far; None before anything was digested. `free`: only engines without a price were used."""
+
+    tokens_per_item: float | None
+    items_per_second: float | None
+    free: bool
+
+
+async def experience(pool: Pool) -> Experience:
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            SELECT
+              (SELECT sum(prompt_tokens + completion_tokens)::float8 / nullif(sum(items) FILTER (WHERE purpose = 'embedding'), 0)
+                 FROM engine_call WHERE outcome = 'ok'),
+              (SELECT sum((counts ->> 'embedded')::float8) / nullif(sum((counts ->> 'seconds')::float8), 0)
+                 FROM run WHERE (counts ->> 'embedded')::integer > 0),
+              (SELECT coalesce(bool_and(model LIKE 'embedded-%' OR model = 'minilm-l6-v2'), false) FROM engine_call)
+            """
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    return Experience(*row)

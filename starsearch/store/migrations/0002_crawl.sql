@@ -68,3 +68,21 @@ CREATE TABLE rotation (
 
 -- What GitHub charged a run, beside its counts.
 ALTER TABLE run ADD COLUMN github jsonb;
+
+-- A range of history asked for by hand; the same request again goes on with what is not done.
+CREATE TABLE backfill (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  request jsonb NOT NULL,  -- as it was asked for
+  since timestamptz NOT NULL,
+  until timestamptz NOT NULL,
+  started_at timestamptz NOT NULL DEFAULT now(),
+  finished_at timestamptz
+);
+CREATE UNIQUE INDEX backfill_unfinished ON backfill (request) WHERE finished_at IS NULL;
+CREATE TABLE backfill_part (
+  backfill_id bigint NOT NULL REFERENCES backfill ON DELETE CASCADE,
+  repository_id bigint NOT NULL REFERENCES repository ON DELETE CASCADE,
+  kind text NOT NULL CHECK (kind IN ('issue', 'pull_request')),
+  done_at timestamptz,
+  PRIMARY KEY (backfill_id, repository_id, kind)
+);

@@ -1,0 +1,137 @@
+"""History by hand: a range of time over some repositories, priced before it runs, resumable, and behind the live work.
+
+GitHub tells how items are now, not how they were: an item touched in the range and again later has its later date. So the range
+takes what was updated at `since` or later and created up to `until`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from starsearch.crawling import CrawlOptions, resolve_names
+from starsearch.cycle import Cycle, Mark
+from starsearch.errors import PreconditionMissing
+from starsearch.fetching import Fetcher
+from starsearch.github.client import GitHub
+from starsearch.github.counting import count_items
+from starsearch.github.credentials import BACKFILL_RESERVE
+from starsearch.models import ITEM_TYPES, ItemType
+from starsearch.pipeline import Run
+from starsearch.storage import Store
+from starsearch.store import backfills
+from starsearch.store.items import BACKFILL
+from starsearch.store.repositories import listed
+from starsearch.store.runs import experience
+
+SAMPLE = 400  # repositories counted for a price; of more, every so-manieth
+PAGE = 100
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read again: named repositories, or the `top` ones of the followed list."""
+
+    since: datetime
+    until: datetime
+    repositories: tuple[str, ...] = ()
+    top: int | None = None
+    kinds: tuple[ItemType, ...] = ITEM_TYPES
+    spelled: tuple[str, str] = ("", "")  # since and until as they were asked for: "7d" again is the same request
+
+    def as_json(self) -> dict[str, Any]:
+        """What makes it the same request."""
+        since, until = self.spelled
+        return {
+            "repositories": sorted(name.lower() for name in self.repositories),
+            "top": self.top,
+            "kinds": sorted(self.kinds),
+            "since": since or self.since.isoformat(),
+            "until": until,
+        }
+
+
+@dataclass(frozen=True)
+class Price:
+    """An estimate. `counted` of `repositories` were asked for; tokens and hours are None before anything was digested here."""
+
+    repositories: int
+    counted: int
+    items: int
+    requests: int
+    points: int
+    github_hours: float
+    tokens: int | None
+    digest_hours: float | None
+    cost_usd: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def price(store: Store, github: GitHub, request: Request, options: CrawlOptions) -> Price:
+    """What the request would cost; nothing is stored but names that had to be resolved."""
+    await github.ping()
+    chosen, _ = await _choose(store, github, request, options)
+    names = [name for _, name in chosen]
+    step = math.ceil(len(names) / SAMPLE) or 1
+    counted = names[::step]
+    counts = await count_items(github, counted, since=request.since, until=request.until, kinds=request.kinds)
+    scale = len(names) / len(counted) if counted else 0
+    items = round(sum(counts) * scale)
+    pages = round(sum(len(request.kinds) * math.ceil(count / PAGE / len(request.kinds) or 1) for count in counts) * scale)
+    fetches = math.ceil(items / options.batch)
+    points = pages + fetches * (2 if options.comments else 1)
+    seen = await experience(store.pool)
+    return Price(
+        repositories=len(names),
+        counted=len(counted),
+        items=items,
+        requests=pages + fetches,
+        points=points,
+        github_hours=round(points / (github.points_per_hour * (1 - BACKFILL_RESERVE)), 2),
+        tokens=None if seen.tokens_per_item is None else round(items * seen.tokens_per_item),
+        digest_hours=None if seen.items_per_second is None else round(items / seen.items_per_second / 3600, 2),
+        cost_usd=0.0 if seen.free else None,
+    )
+
+
+async def backfill(store: Store, github: GitHub, request: Request, run: Run, options: CrawlOptions) -> dict[str, str]:
+    """Store the items of the range; returns what was not read, with the reason. The same request again goes on."""
+    run.github = github.usage
+    await github.ping()
+    chosen, failed = await _choose(store, github, request, options)
+    begun = await backfills.begin(store.pool, request.as_json(), since=request.since, until=request.until)
+    await backfills.add_parts(store.pool, begun.id, [node for node, _ in chosen], request.kinds)
+
+    async def done(connection: AsyncConnection, marks: Sequence[Mark]) -> None:
+        await backfills.finish_parts(connection, begun.id, [(mark.repository.id, mark.kind) for mark in marks])
+
+    fetcher = Fetcher(store, github, run, host=options.host, comments=options.comments, batch=options.batch, priority=BACKFILL)
+    cycle = Cycle(github, fetcher, run.progress, host=options.host, batch=options.batch, done=done)
+    parts = await backfills.open_parts(store.pool, begun)
+    await cycle.read([Mark(repository, kind, begun.since, begun.until) for repository, kind in parts])
+    await backfills.finish(store.pool, begun.id)
+    return failed | cycle.failed
+
+
+async def _choose(store: Store, github: GitHub, request: Request, options: CrawlOptions) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(node id, name) of the request's repositories, and those not found, with the reason."""
+    failed, nodes = await resolve_names(store, github, request.repositories, host=options.host)
+    chosen = await listed(store.pool, options.host, top=request.top, nodes=nodes if request.repositories else None)
+    if not chosen and not request.repositories:
+        raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
+    return chosen, failed
+
+
+def parse_moment(text: str, *, now: datetime, end: bool = False) -> datetime:
+    """A day (2026-03-01; its beginning, or its `end`), a time in ISO 8601, or so many days back (7d). Raises ValueError."""
+    if text[-1:] == "d" and text[:-1].isdecimal():
+        return now - timedelta(days=int(text[:-1]))
+    moment = datetime.fromisoformat(text)
+    if end and len(text) == len("2026-03-01"):
+        moment += timedelta(days=1)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
