@@ -120,11 +120,11 @@ class Settings(BaseSettings):
     def _tokens(self, url: str) -> tuple[str, ...]:
         """Those set for us; one from the plain environment goes to api.github.com only."""
         if self.github_tokens:
-            return tuple(token.strip() for token in self.github_tokens.get_secret_value().split(",") if token.strip())
+            return tuple(self.github_tokens.get_secret_value().replace(",", " ").split())
         if urlsplit(url).hostname != GITHUB_HOST:
             return ()
         token = os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN")
-        return (token,) if token else ()
+        return tuple((token or "").split())
 
     @staticmethod
     def _engine_key(key: SecretStr | None, base_url: str | None) -> str | None:

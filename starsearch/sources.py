@@ -12,7 +12,7 @@ from starsearch.errors import PreconditionMissing
 from starsearch.github.client import GitHub, open_github
 from starsearch.github.credentials import AppInstallation, Credential, Token
 from starsearch.github.rest import RestSource, open_source
-from starsearch.settings import GITHUB_HOST, Settings
+from starsearch.settings import Settings
 
 Source = GitHub | RestSource
 
@@ -29,6 +29,7 @@ def credentials(settings: Settings) -> list[Credential]:
         sources += [
             AppInstallation(settings.github_app_id, installation.strip(), key, settings.github_rest_url)
             for installation in settings.github_app_installation_id.split(",")
+            if installation.strip()
         ]
     return [Credential(source, settings.github_in_flight) for source in sources]
 
@@ -46,7 +47,7 @@ async def open_graphql(settings: Settings, *, backfill: bool = False) -> AsyncIt
             "this needs a GitHub credential: set STARSEARCH_GITHUB_TOKENS (a token without any scope will do), or "
             "STARSEARCH_GITHUB_APP_ID, _PRIVATE_KEY and _INSTALLATION_ID"
         )
-    if (urlsplit(settings.github_rest_url).hostname == GITHUB_HOST) != (urlsplit(settings.github_graphql_url).hostname == GITHUB_HOST):
+    if urlsplit(settings.github_rest_url).hostname != urlsplit(settings.github_graphql_url).hostname:
         raise PreconditionMissing(
             "STARSEARCH_GITHUB_GRAPHQL_URL and STARSEARCH_GITHUB_REST_URL name different servers: set both, or neither "
             "(https://HOST/api/graphql and https://HOST/api/v3 on an Enterprise Server)"

@@ -149,24 +149,27 @@ class GitHub:
         except SourceUnavailable as error:
             credential.refuse(str(error))
             return None
+        issue = credential.issue
         self.usage.requests += 1
         self.usage.by_query[name] += 1
         try:
             response = await self._http.post(
                 self._url, content=body, headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
             )
-        except httpx2.ConnectError as error:
-            raise AnswerUnusable(f"{self._url} does not answer ({error}): check the network") from error
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise AnswerUnusable(f"{self._url} does not answer ({str(error) or type(error).__name__}): check the network") from error
         except httpx2.TimeoutException as error:
             credential.slow_down()
             raise QueryTooHeavy(f"no answer within {TIMEOUT_SECONDS:.0f} seconds") from error
+        except httpx2.LocalProtocolError:  # its text and its cause quote the header, and with it the token
+            raise AnswerUnusable("the request cannot be sent (LocalProtocolError)") from None
         except httpx2.RequestError as error:
-            raise AnswerUnusable(f"the connection broke ({error or type(error).__name__})") from error
+            raise AnswerUnusable(f"the connection broke ({str(error) or type(error).__name__})") from error
         self.pool.clock.read(response.headers)
         credential.read(response.headers)
         if response.status_code == 401:
             self.usage.retries += 1
-            credential.unauthorized(token)
+            credential.unauthorized(issue)
             return None
         return response
 
@@ -183,15 +186,16 @@ class GitHub:
             answer = orjson.loads(response.content)
             errors = tuple(_errors(answer))
             data = answer.get("data") or {}
-        except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
+            cost = int((data.get("rateLimit") or {}).get("cost", 0))
+        except (ValueError, AttributeError, TypeError) as error:
             kind = response.headers.get("content-type", "nothing").split(";")[0]
             raise AnswerUnusable(f"{self._url} answered {status} with {kind}, not with GitHub's JSON: is there a proxy?") from error
         if status >= 500:
             raise AnswerUnusable(f"GitHub answered {status}")
         if status != 200:
             raise QueryRefused(f"GitHub answered {status}: {answer.get('message', 'no reason given')}")
-        self.usage.points += int((data.get("rateLimit") or {}).get("cost", 0))
-        if not data or set(data) == {"rateLimit"}:
+        self.usage.points += cost
+        if not data or set(data) == {"rateLimit"} or any(error.type == "RATE_LIMITED" for error in errors):
             return self._without_data(response, credential, data, errors)
         credential.answered()
         return Answer(data, errors)
@@ -199,6 +203,8 @@ class GitHub:
     def _without_data(self, response: httpx2.Response, credential: Credential, data: Node, errors: tuple[QueryError, ...]) -> Answer | None:
         types = {error.type for error in errors}
         if not errors:
+            if not data:
+                raise AnswerUnusable(f"{self._url} answered without data and without an error: is it GitHub's GraphQL API?")
             credential.answered()
             return Answer(data, ())
         if "RATE_LIMITED" in types or "retry-after" in response.headers or credential.remaining == 0 or _says_limit(errors[0].message):
@@ -235,7 +241,7 @@ async def open_github(
 
 def _errors(answer: Mapping[str, Any]) -> Iterator[QueryError]:
     for error in answer.get("errors") or ():
-        path = tuple(error.get("path") or ())
+        path = tuple(step if isinstance(step, int) else str(step) for step in error.get("path") or ())
         yield QueryError(str(error.get("type", "")), path, str(error.get("message", ""))[:300])
 
 

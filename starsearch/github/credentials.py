@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,9 +26,11 @@ REFRESH_BEFORE = timedelta(minutes=10)
 IN_FLIGHT = 2  # per credential: GitHub's CPU limit allows about one at a time on average
 SECONDARY_SECONDS = 60.0  # GitHub's own advice where it does not say how long
 SECONDARY_DOUBLINGS = 5
+BLOCK_SECONDS = (1.0, 86_400.0)  # never at once, or a wrong header makes a loop of it; and no limit lasts longer than an hour
 RECOVERY = 0.05  # of a request in flight, regained with each answer
 RESERVE = 0.10  # of a credential's points, left for people
 BACKFILL_RESERVE = 0.40  # a backfill leaves more: the hourly crawl comes first
+HEADER_TEXT = re.compile("[!-~]+")
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Clock:
         self._heard = time.monotonic()
 
     def read(self, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(ValueError, KeyError):
+        with contextlib.suppress(ValueError, KeyError, OverflowError):
             self._said = parsedate_to_datetime(headers["date"]).astimezone(UTC)
             self._heard = time.monotonic()
 
@@ -56,6 +59,8 @@ class Token:
     secret: str = field(repr=False)
 
     async def issue(self, _http: httpx2.AsyncClient, _clock: Clock) -> tuple[str, datetime | None]:
+        if not HEADER_TEXT.fullmatch(self.secret):  # the HTTP library would quote it in its error
+            raise SourceUnavailable(f"{self.name} holds what no token has (a space, a line break?): correct STARSEARCH_GITHUB_TOKENS")
         return self.secret, None
 
 
@@ -80,23 +85,28 @@ class AppInstallation:
         response = await self._ask(http, clock)
         if response.status_code == 401:
             response = await self._ask(http, clock)
-        if response.status_code >= 500:
+        if response.status_code >= 500 or response.status_code == 429 or "retry-after" in response.headers:
             raise AnswerUnusable(f"{self.name}: GitHub answered {response.status_code} to the request for a token")
-        try:
-            answer = response.json()
-            return answer["token"], datetime.fromisoformat(answer["expires_at"])
-        except (ValueError, KeyError, TypeError) as error:
+        if not response.is_success:
             raise SourceUnavailable(
                 f"GitHub refuses {self.name} ({response.status_code}): check STARSEARCH_GITHUB_APP_ID and _INSTALLATION_ID, and "
                 "make a new private key in the App's settings if this one was deleted"
-            ) from error
+            )
+        try:
+            answer = response.json()
+            token, expires_at = answer["token"], datetime.fromisoformat(answer["expires_at"])
+            if not HEADER_TEXT.fullmatch(token):
+                raise ValueError("not a token")
+        except (ValueError, KeyError, TypeError) as error:
+            raise AnswerUnusable(f"{self.rest_url} answered the request for a token with something else: is there a proxy?") from error
+        return token, expires_at.replace(tzinfo=expires_at.tzinfo or UTC)
 
     async def _ask(self, http: httpx2.AsyncClient, clock: Clock) -> httpx2.Response:
         now = clock.now()
         claims = {"iss": self.app_id, "iat": now - timedelta(seconds=60), "exp": now + timedelta(minutes=9)}
         try:
             proof = jwt.encode(claims, self.private_key, algorithm="RS256")
-        except (ValueError, TypeError, jwt.PyJWTError) as error:
+        except (ValueError, TypeError, AttributeError, jwt.PyJWTError) as error:  # AttributeError: a public key
             raise SourceUnavailable("STARSEARCH_GITHUB_APP_PRIVATE_KEY is not an RSA private key in PEM form") from error
         url = f"{self.rest_url}/app/installations/{self.installation_id}/access_tokens"
         try:
@@ -119,6 +129,7 @@ class Credential:
     in_flight: int = 0
     allowed: float = float(IN_FLIGHT)
     refused: str = ""  # why it is not used any more
+    issue: int = 0  # counts its tokens; a personal token that is tried again is a new one
     _blocked_until: float = 0.0
     _strikes: int = 0
     _refusals: int = 0
@@ -137,11 +148,12 @@ class Credential:
         async with self._issuing:
             if not self._token or (self._expires_at and clock.now() > self._expires_at - REFRESH_BEFORE):
                 self._token, self._expires_at = await self.source.issue(http, clock)
+                self.issue += 1
         return self._token
 
-    def unauthorized(self, token: str) -> None:
+    def unauthorized(self, issue: int) -> None:
         """GitHub answered 401. It does so now and then for good tokens, so the second one in a row decides."""
-        if token != self._token:
+        if issue != self.issue or not self._token:
             return  # sent before the first 401 came back
         self._token = ""
         self._refusals += 1
@@ -154,7 +166,7 @@ class Credential:
         log.warning("%s", reason)
 
     def read(self, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(ValueError, KeyError):
+        with contextlib.suppress(ValueError, KeyError, OverflowError, OSError):
             self.limit = int(headers["x-ratelimit-limit"])
             self.remaining = int(headers["x-ratelimit-remaining"])
             self.resets_at = datetime.fromtimestamp(int(headers["x-ratelimit-reset"]), UTC)
@@ -177,7 +189,9 @@ class Credential:
         else:
             seconds = SECONDARY_SECONDS * 2 ** min(self._strikes, SECONDARY_DOUBLINGS)
         self._strikes += 1
-        self._blocked_until = time.monotonic() + max(seconds, 0.0)
+        least, most = BLOCK_SECONDS
+        seconds = min(max(seconds, least), most)
+        self._blocked_until = time.monotonic() + seconds
         return seconds
 
     def seconds_until_free(self, reserve: float, clock: Clock) -> float:
