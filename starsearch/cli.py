@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starsearch.backfill import Request
     from starsearch.pipeline import Run
     from starsearch.storage import Store
+    from starsearch.store.rankings import Refreshed
 
 app = typer.Typer(
     help="Know what is going on across GitHub: crawl, summarize, embed, search.",
@@ -140,6 +141,51 @@ async def _ingest(settings: Settings, files: list[Path], no_digest: bool, json: 
             await _digest_due(settings, store, run)
 
     await _recorded(settings, "ingest", work, json)
+
+
+@app.command()
+def rank(
+    file: Annotated[
+        Path | None, typer.Option("--from", help="Take the list from this CSV file (full_name, stars; .gz too) and do not ask GitHub.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="How many repositories to follow. Default: STARSEARCH_TOP.")] = None,
+    json: Json = False,
+) -> None:
+    """Refresh the list of followed repositories: the ones with the most stars."""
+    if file and not file.is_file():
+        raise typer.BadParameter(f"{file} is not a file", param_hint="--from")
+    settings = read_settings()
+    _run(_rank(settings, file, top or settings.top, json))
+
+
+async def _rank(settings: Settings, file: Path | None, top: int, json: bool) -> None:
+    from starsearch.pipeline import recorded_run
+    from starsearch.ranking import rank_counts, rank_from_file
+    from starsearch.storage import open_store
+    from starsearch.terminal import print_json, print_ranking, progress_bars
+
+    async with open_store(settings) as store:
+        with progress_bars() as progress:
+            async with recorded_run(store, "rank", progress) as run:
+                if file:
+                    try:
+                        refreshed = await rank_from_file(store, file, run, host=settings.github_host, top=top)
+                    finally:
+                        await _report_rejections(store, run)
+                else:
+                    refreshed = await _rank_by_search(settings, store, run, top)
+        (print_json if json else print_ranking)(rank_counts(refreshed, run))
+
+
+async def _rank_by_search(settings: Settings, store: "Store", run: "Run", top: int) -> "Refreshed":
+    from starsearch.ranking import rank_by_search
+    from starsearch.sources import open_graphql
+
+    async with open_graphql(settings) as github:
+        try:
+            return await rank_by_search(store, github, run, host=settings.github_host, top=top)
+        finally:
+            typer.echo(str(github.usage), err=True)
 
 
 @app.command()

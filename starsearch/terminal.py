@@ -70,6 +70,12 @@ def print_counts(counts: Mapping[str, int | float]) -> None:
     out.print(f"{', '.join(parts)} in {seconds:,.1f} s{rate}")
 
 
+def print_ranking(counts: Mapping[str, int | float]) -> None:
+    done = f"{counts['repositories']:,} repositories followed: {counts['came']:,} came, {counts['went']:,} went"
+    asked = f"{counts['requests']:,} requests, {counts['points']:,} points" if counts["requests"] else f"{counts['rejected']:,} rejected"
+    out.print(f"{done}; {asked} in {counts['seconds']:,.1f} s")
+
+
 def print_hits(hits: Sequence[Hit]) -> None:
     for position, hit in enumerate(hits, 1):
         kind = hit.type.replace("_", " ")

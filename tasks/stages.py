@@ -1,4 +1,4 @@
-"""The coarse stages of a run as Prefect tasks: prepare, fetch, ingest, digest, report.
+"""The coarse stages of a run as Prefect tasks: prepare, rank, fetch, ingest, digest, report.
 
 Never a task per item: one task run costs the server about 20 ms of CPU. Each opens what it needs and closes it, passes counts and
 no bodies, and may simply run again: the database knows what is done. Results are not cached; a cache is not a checkpoint.
@@ -16,6 +16,7 @@ from starsearch.engines import open_engines
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
 from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.ranking import rank_by_search, rank_counts, rank_from_file
 from starsearch.sentinel import check_items
 from starsearch.settings import read_settings
 from starsearch.sources import crawl_options, open_any, open_graphql
@@ -30,6 +31,25 @@ async def prepare() -> None:
     """Start the database where it is ours to start, and bring its schema up to date."""
     async with open_store(read_settings()):
         pass
+
+
+@task(name="rank", retries=1, retry_delay_seconds=60, timeout_seconds=3_000, cache_policy=NO_CACHE)
+async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | float]:
+    """Follow the repositories with the most stars; the list is replaced as a whole or not at all."""
+    settings = read_settings()
+    top = top or settings.top
+    async with (
+        open_store(settings) as store,
+        progress_artifact("rank-walk", "repositories ranked") as progress,
+        recorded_run(store, "rank", progress) as run,
+    ):
+        if file:
+            refreshed = await rank_from_file(store, Path(file), run, host=settings.github_host, top=top)
+        else:
+            async with open_graphql(settings) as github:
+                refreshed = await rank_by_search(store, github, run, host=settings.github_host, top=top)
+    log.info("%s; %s", refreshed, run.github)
+    return rank_counts(refreshed, run)
 
 
 @task(name="fetch", retries=1, retry_delay_seconds=10, timeout_seconds=3_000, cache_policy=NO_CACHE)
