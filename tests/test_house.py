@@ -34,7 +34,7 @@ def test_lock_file_pins_every_package_by_hash_and_names_no_host():
 def test_every_step_of_the_architecture_page_exists():
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     steps = re.findall(r"^\| \d+ \w+ \|([^|]+)\|", text, re.MULTILINE)
-    assert len(steps) == 10
+    assert len(steps) > 10
     sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "starsearch").rglob("*.py"))
     for name in re.findall(r"`([\w./]+)`", " ".join(steps)):
         if name.endswith(".sql"):

@@ -94,7 +94,7 @@ async def test_crawl_of_nothing_fails_and_says_what_to_do(environment):
     from flows.crawl import crawl
     from starsearch.errors import PreconditionMissing
 
-    with pytest.raises(PreconditionMissing, match="STARSEARCH_REPOSITORIES"):
+    with pytest.raises(PreconditionMissing, match="STARSEARCH_GITHUB_TOKENS"):
         await crawl()
 
 
@@ -119,7 +119,7 @@ async def test_the_main_job_costs_a_handful_of_task_runs_whatever_the_number_of_
 async def test_deployed_cron_yields_scheduled_runs(tmp_path):
     """With the wrong SQLAlchemy everything looks well and no run is ever scheduled."""
     from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
 
     with socket.socket() as probe:
@@ -138,13 +138,17 @@ async def test_deployed_cron_yields_scheduled_runs(tmp_path):
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+        crawls = FlowFilter(name=FlowFilterName(any_=["crawl"]))
         with temporary_settings({PREFECT_API_URL: url}):
             async with get_client() as client:
-                names = {deployment.name for deployment in await client.read_deployments()}
+                flows = {flow.id: flow.name for flow in await client.read_flows()}
+                names = {f"{flows[each.flow_id]}/{each.name}" for each in await client.read_deployments()}
                 deadline = time.monotonic() + 150
-                while not (runs := await client.read_flow_runs(flow_run_filter=scheduled)) and time.monotonic() < deadline:
+                while (
+                    not (runs := await client.read_flow_runs(flow_filter=crawls, flow_run_filter=scheduled)) and time.monotonic() < deadline
+                ):
                     await asyncio.sleep(1)
-        assert names == {"hourly", "shard"}
+        assert names == {"rank/daily", "crawl/hourly", "digest/shard", "maintain/daily"}
         assert runs
         assert all(run.expected_start_time.minute == 7 for run in runs)
     finally:
