@@ -122,6 +122,7 @@ class _Walk:
     progress: Progress
     found: dict[str, RepositoryFacts] = field(default_factory=dict)  # by node id, in the order they were last read
     slope: float = SLOPE
+    crowded: tuple[int, int] = (-1, -1)  # the low end of the last span with too many matches, and how many were found by then
 
     async def down(self) -> list[RepositoryFacts]:
         high: int | None = None
@@ -139,7 +140,11 @@ class _Walk:
         if high < 0:
             return None
         rank = len(self.found)
-        return max(0, min(int(high * (rank / (rank + TARGET)) ** (1 / self.slope)), high - 1))
+        low = max(0, min(int(high * (rank / (rank + TARGET)) ** (1 / self.slope)), high - 1))
+        crowded, by_then = self.crowded
+        if by_then == rank and low <= crowded <= high:  # nothing was found since: it still is
+            return Span(crowded, high).narrower().low
+        return low
 
     def _learn(self, before: int, high: int | None, following: int) -> None:
         """How steep the list is here, from the span just read."""
@@ -151,6 +156,7 @@ class _Walk:
         """Read the upper end of what is left; returns the stars at which to go on, -1 at the end."""
         reading = await self._read(span)
         while reading.count > FOUND and span.low != span.high:
+            self.crowded = span.low, len(self.found)
             span = span.narrower()
             reading = await self._read(span)
         if reading.count <= RESULTS:

@@ -46,8 +46,8 @@ async def top(standin, wanted):
 
 
 def index(world, stars, *, forks=(), archived=()):
-    """Let search find repositories with these stars, created a minute after one another."""
-    stars = np.array(stars, np.int64)
+    """Let search find repositories with these stars, most first, created a minute after one another."""
+    stars = -np.sort(-np.array(stars, np.int64))
     numbers = np.arange(len(stars))
     flags = np.isin(numbers, archived) | np.isin(numbers, forks).astype(np.int64) << 1
     world._index = RepositoryIndex(stars, 1_500_000_000 + numbers * 60, flags, 1_500_000_000 + numbers, {})
