@@ -1,47 +1,56 @@
-"""Completeness: known = stored = summarized = embedded + dead letters, counted from the rows themselves, every gap named."""
+"""Completeness: known = stored = summarized = embedded + dead letters, per index version, every gap named.
 
+The counts are kept ones (store/tallies.py), exact at the snapshot they are read at: what changed since they were folded is counted
+here. `reconcile` counts every item and says whether the kept counts were right; `status` shows what it last said.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 
 from starsearch.store.database import Pool
+from starsearch.store.tallies import Counted, GapItem, fold, last_reconciliation, read_counts, read_gap_items
 
-STAGES = """
-SELECT
-  count(*) AS known,
-  count(stored_at) AS stored,
-  count(*) FILTER (WHERE d.content_hash = i.content_hash) AS digested,
-  count(*) FILTER (WHERE x.content_hash = i.content_hash AND d.content_hash IS DISTINCT FROM i.content_hash) AS dead,
-  count(*) FILTER (
-    WHERE stored_at IS NOT NULL AND u.item_id IS NULL
-      AND d.content_hash IS DISTINCT FROM i.content_hash AND x.content_hash IS DISTINCT FROM i.content_hash
-  ) AS forgotten,
-  count(*) FILTER (WHERE stored_at IS NULL AND f.dead) AS unfetchable,
-  count(*) FILTER (WHERE stored_at IS NOT NULL AND i.seen_updated_at > coalesce(updated_at, '-infinity') AND f.dead IS NOT TRUE) AS stale
-FROM item i
-JOIN repository r ON r.id = i.repository_id AND r.gone_at IS NULL
-LEFT JOIN fetch_failure f ON f.item_id = i.id
-LEFT JOIN index_version v ON v.status = 'active'
-LEFT JOIN digest d ON d.version_id = v.id AND d.item_id = i.id
-LEFT JOIN dead_letter x ON x.version_id = v.id AND x.item_id = i.id
-LEFT JOIN due u ON u.version_id = v.id AND u.item_id = i.id
-WHERE i.tombstoned_at IS NULL
+RECALL_TARGET = 0.95
+# the states that are gaps: stage, reason
+GAPS = {
+    "lost": ("known", "its row is gone and no purge took it: crawl or ingest it again"),
+    "unfetched": ("fetch", "known, text not fetched yet"),
+    "stale": ("fetch", "changed, new text not fetched yet"),
+    "missing": ("digest", "not digested yet: run `starsearch digest`"),
+    "outdated": ("digest", "digested from an older text: run `starsearch digest`"),
+    "no summary": ("summarize", "its summary is gone: run `starsearch digest`"),
+    "orphan": ("embed", "a digest of no item: delete it"),
+}
+VERSIONS = """
+SELECT v.id, left(v.fingerprint, 12) AS index_version, v.status, c.oid IS NOT NULL AS has_table,
+  EXISTS (
+    SELECT FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am a ON a.oid = i.relam
+    WHERE x.indrelid = c.oid AND a.amname = 'hnsw' AND x.indisvalid
+  ) AS has_index
+FROM index_version v LEFT JOIN (
+  SELECT c.oid, pg_get_expr(c.relpartbound, c.oid) AS bound FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+  WHERE inhparent = 'digest'::regclass
+) AS c ON c.bound = 'FOR VALUES IN (''' || v.id || ''')'
+WHERE v.status <> 'retired' ORDER BY v.status <> 'active', v.id
 """
+# what is due and not just waiting
 PENDING = """
-SELECT CASE
-    WHEN lease_worker IS NOT NULL THEN 'being digested'
-    WHEN attempts > 0 THEN 'failed, will be tried again: ' || coalesce(due.reason, 'unknown')
-    ELSE 'waiting'
+SELECT CASE WHEN u.lease_worker IS NOT NULL THEN 'being digested' ELSE 'failed, will be tried again: ' || coalesce(u.reason, 'unknown')
   END AS reason, count(*) AS count
-FROM due JOIN index_version v ON v.id = version_id AND v.status = 'active'
-WHERE item_id NOT IN (SELECT id FROM item WHERE repository_id IN (SELECT id FROM repository WHERE gone_at IS NOT NULL))
+FROM due u JOIN item i ON i.id = u.item_id JOIN repository r ON r.id = i.repository_id
+WHERE u.version_id = %s AND (u.lease_worker IS NOT NULL OR u.attempts > 0) AND i.tombstoned_at IS NULL AND r.gone_at IS NULL
 GROUP BY 1 ORDER BY 2 DESC
 """
 DEAD = """
 SELECT stage, x.reason, count(*) AS count
-FROM dead_letter x JOIN index_version v ON v.id = version_id AND v.status = 'active' JOIN item i ON i.id = item_id
-WHERE x.content_hash = i.content_hash AND i.tombstoned_at IS NULL GROUP BY 1, 2
+FROM dead_letter x JOIN item i ON i.id = item_id
+WHERE x.version_id = %s AND x.content_hash = i.content_hash AND i.tombstoned_at IS NULL GROUP BY 1, 2
 UNION ALL
 SELECT 'fetch', reason, count(*) FROM fetch_failure JOIN item i ON i.id = item_id
 WHERE dead AND i.tombstoned_at IS NULL GROUP BY 1, 2
@@ -66,16 +75,43 @@ SELECT
   (SELECT extract(epoch FROM now() - max(finished_at)) FROM run WHERE kind IN ('ingest', 'crawl')) AS freshness_seconds,
   (SELECT count(*) FROM repository WHERE followed) AS followed,
   (SELECT github || jsonb_build_object('run', id, 'started_at', started_at) FROM run WHERE github IS NOT NULL ORDER BY id DESC LIMIT 1)
-    AS github,
-  (SELECT fingerprint FROM index_version WHERE status = 'active') AS fingerprint
+    AS github
 """
+FRESHNESS = """
+SELECT
+  (SELECT extract(epoch FROM now() - min(since)) FROM due WHERE version_id = %(version)s) AS oldest_due_seconds,
+  (SELECT percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY s) FROM latency CROSS JOIN unnest(seconds) AS s
+     WHERE version_id = %(version)s AND finished_at > now() - interval '1 day') AS percentiles
+"""
+RECALL = """
+SELECT DISTINCT ON (filter) filter, recall, queries, measured_at FROM recall WHERE version_id = %s ORDER BY filter, id DESC
+"""
+
+Cursor = AsyncCursor[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Gap:
+    """`repositories`: the ones with most of these items, {repository, count, urls}; empty where items are not told apart."""
+
     stage: str
     reason: str
     count: int
+    index_version: str | None = None
+    repositories: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """How far one index version is. stored = summarized + dead_letters + pending."""
+
+    index_version: str
+    status: str
+    summarized: int
+    embedded: int
+    dead_letters: int
+    pending: int
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -83,7 +119,8 @@ class Status:
     """What the database holds. `cost_usd` is None where an engine was used whose price we do not know.
 
     `github` is what GitHub charged the last run that asked it over GraphQL. `freshness_seconds` is the time since a crawl or an
-    ingest last finished; None before the first.
+    ingest last finished; None before the first. `searchable_seconds`: from a change on GitHub to its being searchable, over the last
+    day. `counted`: what the last full count said of the kept counts.
     """
 
     repositories: int
@@ -98,55 +135,162 @@ class Status:
     rejected: int
     complete: bool
     freshness_seconds: float | None
+    oldest_due_seconds: float | None
+    searchable_seconds: dict[str, float] | None
     index_version: str | None
     usage: dict[str, Any]
     github: dict[str, Any] | None
+    counted: dict[str, Any] | None
+    recall: list[dict[str, Any]]
+    versions: list[VersionStatus]
+    warnings: list[str]
     gaps: list[Gap] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def lag_seconds(self) -> float:
+        """The longer of: since the last crawl, and since the oldest due item became due. Infinite before the first crawl."""
+        return max(float("inf") if self.freshness_seconds is None else self.freshness_seconds, self.oldest_due_seconds or 0)
 
-async def read_status(pool: Pool) -> Status:
-    """Count everything in one snapshot, so that the numbers agree with each other while others write."""
+
+async def read_status(pool: Pool, *, every_gap: bool = False) -> Status:
+    """Everything in one snapshot, so that the numbers agree with each other while others write."""
+    await fold(pool)
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        stages = await (await cursor.execute(STAGES)).fetchone() or {}
+        versions = await (await cursor.execute(VERSIONS)).fetchall()
+        counts = await read_counts(connection)
+        items = await read_gap_items(connection, [version["id"] for version in versions], every_one=every_gap)
+        active = next((version for version in versions if version["status"] == "active"), None)
+        gaps = [*_structure(versions, counts), *_gaps(versions, counts, items)]
+        gaps += await _pending(cursor, versions, counts)
+        sweeps = await (await cursor.execute(SWEEPS)).fetchall()
+        gaps += [Gap("sweep", f"repositories not swept: {row['reason']}", row["count"]) for row in sweeps]
+        dead = await (await cursor.execute(DEAD, [active["id"] if active else 0])).fetchall()
         rest = await (await cursor.execute(REST)).fetchone() or {}
         usage = await (await cursor.execute(USAGE)).fetchone() or {}
-        pending = [Gap("digest", row["reason"], row["count"]) async for row in await cursor.execute(PENDING)]
-        pending += [Gap("sweep", f"repositories not swept: {row['reason']}", row["count"]) async for row in await cursor.execute(SWEEPS)]
-        dead = [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) async for row in await cursor.execute(DEAD)]
-    unfetched = stages["known"] - stages["stored"] - stages["unfetchable"]
-    if unfetched:
-        pending.append(Gap("fetch", "known, text not fetched yet", unfetched))
-    if stages["stale"]:
-        pending.append(Gap("fetch", "changed, new text not fetched yet", stages["stale"]))
-    if stages["forgotten"]:
-        pending.append(Gap("digest", "not digested yet: run `starsearch digest`", stages["forgotten"]))
-    dead_letters = stages["dead"] + stages["unfetchable"]
-    waiting = stages["known"] - stages["digested"] - dead_letters
+        freshness = await (await cursor.execute(FRESHNESS, {"version": active["id"] if active else 0})).fetchone() or {}
+        recall = await (await cursor.execute(RECALL, [active["id"] if active else 0])).fetchall()
+        counted = await _counted(connection)
+    stored = _stored(counts)
+    found = [_version(version, counts, gaps) for version in versions]
+    serving = found[0] if active else VersionStatus("", "none", 0, 0, 0, stored, complete=False)
+    ours = [gap for gap in gaps if gap.index_version in {None, serving.index_version}]
     return Status(
         repositories=rest["repositories"],
         followed=rest["followed"],
-        items=stages["stored"],
-        known=stages["known"],
-        stored=stages["stored"],
-        summarized=stages["digested"],
-        embedded=stages["digested"],
-        pending=waiting,
-        dead_letters=dead_letters,
+        items=stored,
+        known=sum(number for (version, _), number in counts.items() if version == 0),
+        stored=stored,
+        summarized=serving.summarized,
+        embedded=serving.embedded,
+        pending=serving.pending + counts.get((0, "unfetched"), 0),
+        dead_letters=serving.dead_letters + counts.get((0, "unfetchable"), 0),
         rejected=rest["rejected"],
-        complete=waiting == 0 and not pending,
-        freshness_seconds=None if rest["freshness_seconds"] is None else round(float(rest["freshness_seconds"]), 1),
-        index_version=rest["fingerprint"] and rest["fingerprint"][:12],
-        usage={
-            "prompt_tokens": int(usage["prompt_tokens"]),
-            "completion_tokens": int(usage["completion_tokens"]),
-            "cost_usd": 0.0 if usage["free"] in {True, None} else None,
-            "llm_requests": int(usage["llm_requests"]),
-            "unsettled_calls": usage["unsettled_calls"],
-        },
+        complete=not ours,
+        freshness_seconds=_seconds(rest["freshness_seconds"]),
+        oldest_due_seconds=_seconds(freshness["oldest_due_seconds"]),
+        searchable_seconds=_percentiles(freshness["percentiles"]),
+        index_version=serving.index_version or None,
+        usage=_usage(usage),
         github=rest["github"],
-        gaps=pending + dead,
+        counted=counted,
+        recall=recall,
+        versions=found,
+        warnings=[*_warnings(recall, counted)],
+        gaps=gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in dead],
     )
+
+
+def _stored(counts: Counted) -> int:
+    return counts.get((0, "stored"), 0) + counts.get((0, "stale"), 0)
+
+
+def _version(version: dict[str, Any], counts: Counted, gaps: Iterable[Gap]) -> VersionStatus:
+    def of(*states: str) -> int:
+        return sum(counts.get((version["id"], state), 0) for state in states)
+
+    summarized, dead = of("digested"), of("dead")
+    return VersionStatus(
+        index_version=version["index_version"],
+        status=version["status"],
+        summarized=summarized,
+        embedded=summarized + of("no summary"),
+        dead_letters=dead,
+        pending=_stored(counts) - summarized - dead,
+        complete=not any(gap.index_version == version["index_version"] for gap in gaps),
+    )
+
+
+def _structure(versions: Sequence[dict[str, Any]], counts: Counted) -> Iterable[Gap]:
+    """Versions that are not whole: made by hand, or damaged."""
+    for version in versions:
+        name, digests = version["index_version"], counts.get((version["id"], "digested"), 0)
+        if not version["has_table"]:
+            yield Gap("version", "it has no table for its digests: retire it, or build it with `starsearch reprocess`", digests, name)
+        elif not version["has_index"] and version["status"] == "active":
+            yield Gap("version", "its vectors have no valid HNSW index: searches read all of them", digests, name)
+    if versions and versions[0]["status"] != "active":
+        yield Gap("version", "no version is active: nothing can be found", _stored(counts))
+    if not versions and _stored(counts):
+        yield Gap(*GAPS["missing"], _stored(counts))
+
+
+def _gaps(versions: Sequence[dict[str, Any]], counts: Counted, items: Sequence[GapItem]) -> Iterable[Gap]:
+    names = {0: None} | {version["id"]: version["index_version"] for version in versions}
+    examples: dict[tuple[int, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for item in items:
+        repositories = examples[item.version_id, item.state]
+        repository = {"repository": item.repository, "count": item.total, "urls": []}
+        repositories.setdefault(item.repository, repository)["urls"].append(item.address)
+    for version_id, name in names.items():
+        for state, (stage, reason) in GAPS.items():
+            found = list(examples[version_id, state].values())
+            number = sum(each["count"] for each in found) if state == "lost" else counts.get((version_id, state), 0)
+            if number:
+                yield Gap(stage, reason, number, name, found)
+
+
+async def _pending(cursor: Cursor, versions: Sequence[dict[str, Any]], counts: Counted) -> list[Gap]:
+    """What is due: leased, failed before, or only waiting."""
+    gaps = []
+    for version in versions:
+        rows = await (await cursor.execute(PENDING, [version["id"]])).fetchall()
+        waiting = counts.get((version["id"], "due"), 0) - sum(row["count"] for row in rows)
+        rows += [{"reason": "waiting", "count": waiting}] if waiting > 0 else []
+        gaps += [Gap("digest", row["reason"], row["count"], version["index_version"]) for row in rows]
+    return gaps
+
+
+async def _counted(connection: AsyncConnection) -> dict[str, Any] | None:
+    last = await last_reconciliation(connection)
+    return asdict(last) if last else None
+
+
+def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None) -> Iterable[str]:
+    for measured in recall:
+        if measured["recall"] < RECALL_TARGET:
+            yield f"recall@10 is {measured['recall']:.2f} ({measured['filter']}), below {RECALL_TARGET}: see docs/operations.md"
+    if counted and counted["differences"]:
+        number = sum(abs(each["kept"] - each["counted"]) for each in counted["differences"])
+        age = (datetime.now(UTC) - counted["counted_at"]).total_seconds() / 3600
+        yield f"{number:,} items were in another state than counted, found and corrected {age:.0f} h ago: did somebody switch triggers off?"
+
+
+def _percentiles(values: Sequence[float] | None) -> dict[str, float] | None:
+    return (values and {"p50": round(values[0], 1), "p95": round(values[1], 1)}) or None
+
+
+def _seconds(value: Any) -> float | None:
+    return None if value is None else round(float(value), 1)
+
+
+def _usage(usage: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt_tokens": int(usage["prompt_tokens"]),
+        "completion_tokens": int(usage["completion_tokens"]),
+        "cost_usd": 0.0 if usage["free"] in {True, None} else None,
+        "llm_requests": int(usage["llm_requests"]),
+        "unsettled_calls": usage["unsettled_calls"],
+    }

@@ -20,6 +20,7 @@ from starsearch.errors import PreconditionMissing, StarsearchError
 from starsearch.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from starsearch.audit import Status
     from starsearch.backfill import Request
     from starsearch.pipeline import Run
     from starsearch.storage import Store
@@ -380,24 +381,31 @@ async def _search(settings: Settings, query: str, mode: Any, filters: Any, limit
 def status(
     json: Json = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 when incomplete or late.")] = False,
-    max_lag: Annotated[str, typer.Option(help="With --check: oldest allowed last crawl, such as 90m, 2h or 1d.")] = "2h",
+    max_lag: Annotated[
+        str, typer.Option(help="With --check: how long ago the last crawl and the oldest due item may be: 90m, 2h, 1d.")
+    ] = "2h",
+    gaps: Annotated[bool, typer.Option("--gaps", help="Name every item that is missing, not only the first.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="First count every item, and correct the kept counts.")] = False,
 ) -> None:
     """Completeness: known = stored = summarized = embedded + dead letters, with every gap named."""
     seconds = _duration(max_lag)
-    found = _run(_status(read_settings(), json))
-    late = found.freshness_seconds is None or found.freshness_seconds > seconds
-    if check and (late or not found.complete):
-        typer.echo(f"starsearch: {'late' if late else 'incomplete'}", err=True)
+    found = _run(_status(read_settings(), json, gaps, full))
+    problems = [problem for problem, is_so in (("incomplete", not found.complete), ("late", found.lag_seconds() > seconds)) if is_so]
+    if check and problems:
+        typer.echo(f"starsearch: {' and '.join(problems)}", err=True)
         raise typer.Exit(1)
 
 
-async def _status(settings: Settings, json: bool) -> Any:
+async def _status(settings: Settings, json: bool, gaps: bool, full: bool) -> "Status":
     from starsearch.audit import read_status
     from starsearch.storage import open_store
+    from starsearch.store.tallies import reconcile
     from starsearch.terminal import print_json, print_status
 
     async with open_store(settings) as store:
-        found = await read_status(store.pool)
+        if full:
+            await reconcile(store.pool)
+        found = await read_status(store.pool, every_gap=gaps)
     if json:
         print_json(found.as_dict())
     else:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from starsearch.audit import Status
+from starsearch.audit import Gap, Status
 from starsearch.models import Hit
 from starsearch.progress import Progress as ProgressReport
 from starsearch.progress import no_progress
@@ -97,8 +97,16 @@ def print_status(status: Status) -> None:
         f"{status.known:,} known, {status.stored:,} stored, {status.summarized:,} summarized, {status.embedded:,} embedded, "
         f"{status.pending:,} pending, {status.dead_letters:,} dead letters, in {status.repositories:,} repositories"
     )
+    for version in status.versions[1:]:
+        out.print(
+            f"{version.status} {version.index_version}: {version.summarized:,} summarized, {version.embedded:,} embedded, "
+            f"{version.pending:,} pending, {version.dead_letters:,} dead letters"
+        )
     for gap in status.gaps:
-        out.print(Text(f"  {gap.count:,} {gap.stage}: {safe(gap.reason)}"))
+        _print_gap(gap, named=len(status.versions) > 1)
+    for warning in status.warnings:
+        out.print(Text(f"warning: {warning}", style="yellow"))
+    out.print(_freshness(status))
     usage = status.usage
     cost = "cost unknown" if usage["cost_usd"] is None else f"${usage['cost_usd']:.2f}"
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
@@ -109,6 +117,38 @@ def print_status(status: Status) -> None:
             f"{spent['splits']} splits, {spent['waits']} waits"
         )
     out.print(f"{usage['llm_requests']:,} engine requests, {tokens:,} tokens, {cost}; {status.rejected:,} rejected lines")
+
+
+def _print_gap(gap: Gap, *, named: bool) -> None:
+    """`named`: say which version, where there are several."""
+    version = f" [{gap.index_version}]" if named and gap.index_version else ""
+    out.print(Text(f"  {gap.count:,} {gap.stage}: {safe(gap.reason)}{version}"))
+    for repository in gap.repositories:
+        more = repository["count"] - len(repository["urls"])
+        addresses = [*repository["urls"], *([f"and {more:,} more"] if more > 0 else [])]
+        out.print(Text(f"    {safe(', '.join(addresses))}", style="dim"))
+
+
+def _freshness(status: Status) -> str:
+    parts = []
+    if status.freshness_seconds is not None:
+        parts.append(f"last crawl or ingest {_ago(status.freshness_seconds)} ago")
+    if status.oldest_due_seconds is not None:
+        parts.append(f"oldest due item waits {_ago(status.oldest_due_seconds)}")
+    if status.searchable_seconds:
+        p50, p95 = (_ago(status.searchable_seconds[name]) for name in ("p50", "p95"))
+        parts.append(f"from a change to searchable {p50} (95 %: {p95})")
+    if status.counted:
+        parts.append(f"counted in full at {status.counted['counted_at']:%Y-%m-%d %H:%M} UTC")
+    parts += [f"recall@10 {each['recall']:.3f} ({each['filter']})" for each in status.recall]
+    return "; ".join(parts) or "nothing was crawled or ingested yet"
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
 
 
 def print_measures(result: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ async def finish_batch(
         failures = [failure for failure in failures if failure.item.id in held]
         await _store_summaries(connection, version, digests, run_id)
         await _store_digests(connection, version.id, digests, run_id)
+        await _record_latency(connection, version.id, digests)
         await _end_lease(connection, version.id, digests)
         dead = await _store_failures(connection, version.id, failures)
     if not held:
@@ -123,6 +124,16 @@ async def _store_digests(connection: AsyncConnection, version_id: int, digests: 
             [digest.summary.key for digest in digests],
             [HalfVector(digest.vector) for digest in digests],
         ],
+    )
+
+
+async def _record_latency(connection: AsyncConnection, version_id: int, digests: Sequence[Digest]) -> None:
+    """How long it took from the change on GitHub; only of items that changed while they were followed, not of history."""
+    await connection.execute(
+        "INSERT INTO latency (version_id, seconds) "
+        "SELECT %s, array_agg(extract(epoch FROM now() - i.updated_at)::real) FROM item i JOIN repository r ON r.id = i.repository_id "
+        "WHERE i.id = ANY (%s) AND i.updated_at >= r.follow_from HAVING count(*) > 0",
+        [version_id, [digest.item.id for digest in digests]],
     )
 
 

@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 from starsearch.models import DueItem
 from starsearch.store.database import Pool, connect
 from starsearch.store.statements import statement
+from starsearch.store.tallies import fold
 
 BATCH = 64  # items of one lease, one embedding request and one transaction
 # Above the longest honest batch: two waves of requests at their timeout, retries included.
@@ -43,9 +44,10 @@ async def worker(dsn: str) -> AsyncIterator[int]:
 
 
 async def find_due(pool: Pool) -> int:
-    """Run the query that says what is due over everything stored; returns how many items it added."""
+    """Make due what is stored and neither digested, dead nor due; returns how many items that were."""
+    await fold(pool)
     async with pool.connection() as connection:
-        return (await connection.execute(statement("due"), {"ids": None, "priority": 0})).rowcount
+        return (await connection.execute(statement("forgotten"))).rowcount
 
 
 async def count_due(pool: Pool, version_id: int) -> int:

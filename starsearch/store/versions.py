@@ -59,6 +59,7 @@ async def _create(connection: AsyncConnection, version: IndexVersion) -> IndexVe
     await connection.execute(
         sql.SQL("CREATE TABLE {table} PARTITION OF digest (CHECK (vector_dims(embedding) = {n})) FOR VALUES IN ({id})").format(**names)
     )
+    await connection.execute("SELECT watch_items_of(%s::regclass)", [f"digest_v{created.id}"])
     await connection.execute(
         sql.SQL(
             "CREATE INDEX ON {table} USING hnsw ((embedding::halfvec({n})) halfvec_cosine_ops) WITH (m = 16, ef_construction = 64)"

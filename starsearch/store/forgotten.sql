@@ -1,0 +1,11 @@
+-- What is due and was forgotten, looked for where the kept counts say that something is missing, or may be.
+INSERT INTO due (version_id, item_id)
+SELECT s.version_id, s.id
+FROM (
+  SELECT block FROM tally WHERE version_id <> 0 AND state IN ('missing', 'outdated', 'no summary') UNION SELECT block FROM tally_dirty
+) AS open CROSS JOIN LATERAL (
+  SELECT version_id, id, state FROM item_state WHERE id BETWEEN open.block * 128 AND open.block * 128 + 127 OFFSET 0
+) AS s
+WHERE s.version_id <> 0 AND s.state IN ('missing', 'outdated', 'no summary')
+ORDER BY s.version_id, s.id
+ON CONFLICT (version_id, item_id) DO NOTHING
