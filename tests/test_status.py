@@ -76,7 +76,11 @@ async def filled(store):
 FAULT_KINDS = {
     "digest deleted": ("DELETE FROM digest WHERE version_id = 1 AND item_id = %s", False, (None, "missing", None)),
     "digest deleted from the partition": ("DELETE FROM digest_v2 WHERE item_id = %s", False, (None, None, "missing")),
-    "digest of another text": ("UPDATE digest SET content_hash = 'x' WHERE version_id = 1 AND item_id = %s", False, (None, "outdated", None)),
+    "digest of another text": (
+        "UPDATE digest SET content_hash = 'x' WHERE version_id = 1 AND item_id = %s",
+        False,
+        (None, "outdated", None),
+    ),
     "digest filed elsewhere": (
         "UPDATE digest SET partition_at = '2000-01-01' WHERE version_id = 2 AND item_id = %s",
         True,
