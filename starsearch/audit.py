@@ -13,7 +13,9 @@ from typing import Any
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 
+from starsearch.cost import Prices, bill, read_prices
 from starsearch.store.database import Pool
+from starsearch.store.ledger import count_unsettled, read_usage
 from starsearch.store.tallies import Counted, GapItem, fold, last_reconciliation, read_counts, read_gap_items
 
 RECALL_TARGET = 0.95
@@ -59,14 +61,6 @@ ORDER BY 3 DESC
 SWEEPS = """
 SELECT split_part(failure, ':', 1) AS reason, count(*) AS count
 FROM repository WHERE gone_at IS NULL AND failure IS NOT NULL GROUP BY 1 ORDER BY 2 DESC
-"""
-USAGE = """
-SELECT
-  coalesce(sum(prompt_tokens), 0) AS prompt_tokens, coalesce(sum(completion_tokens), 0) AS completion_tokens,
-  coalesce(sum(requests) FILTER (WHERE purpose = 'summary'), 0) AS llm_requests,
-  count(*) FILTER (WHERE settled_at IS NULL OR outcome = 'abandoned') AS unsettled_calls,
-  bool_and(model LIKE 'embedded-%%' OR model = 'minilm-l6-v2') AS free
-FROM engine_call
 """
 REST = """
 SELECT
@@ -116,7 +110,7 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """What the database holds. `cost_usd` is None where an engine was used whose price we do not know.
+    """What the database holds. `usage` is the ledger: see cost.bill.
 
     `github` is what GitHub charged the last run that asked it over GraphQL. `freshness_seconds` is the time since a crawl or an
     ingest last finished; None before the first. `searchable_seconds`: from a change on GitHub to its being searchable, over the last
@@ -154,7 +148,7 @@ class Status:
         return max(float("inf") if self.freshness_seconds is None else self.freshness_seconds, self.oldest_due_seconds or 0)
 
 
-async def read_status(pool: Pool, *, every_gap: bool = False) -> Status:
+async def read_status(pool: Pool, prices: Prices | None = None, *, every_gap: bool = False) -> Status:
     """Everything in one snapshot, so that the numbers agree with each other while others write."""
     await fold(pool)
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
@@ -169,7 +163,8 @@ async def read_status(pool: Pool, *, every_gap: bool = False) -> Status:
         gaps += [Gap("sweep", f"repositories not swept: {row['reason']}", row["count"]) for row in sweeps]
         dead = await (await cursor.execute(DEAD, [active["id"] if active else 0])).fetchall()
         rest = await (await cursor.execute(REST)).fetchone() or {}
-        usage = await (await cursor.execute(USAGE)).fetchone() or {}
+        usage = bill(await read_usage(connection), prices or read_prices())
+        usage["unsettled_calls"] = await count_unsettled(connection)
         freshness = await (await cursor.execute(FRESHNESS, {"version": active["id"] if active else 0})).fetchone() or {}
         recall = await (await cursor.execute(RECALL, [active["id"] if active else 0])).fetchall()
         counted = await _counted(connection)
@@ -193,7 +188,7 @@ async def read_status(pool: Pool, *, every_gap: bool = False) -> Status:
         oldest_due_seconds=_seconds(freshness["oldest_due_seconds"]),
         searchable_seconds=_percentiles(freshness["percentiles"]),
         index_version=serving.index_version or None,
-        usage=_usage(usage),
+        usage=usage,
         github=rest["github"],
         counted=counted,
         recall=recall,
@@ -284,13 +279,3 @@ def _percentiles(values: Sequence[float] | None) -> dict[str, float] | None:
 
 def _seconds(value: Any) -> float | None:
     return None if value is None else round(float(value), 1)
-
-
-def _usage(usage: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "prompt_tokens": int(usage["prompt_tokens"]),
-        "completion_tokens": int(usage["completion_tokens"]),
-        "cost_usd": 0.0 if usage["free"] in {True, None} else None,
-        "llm_requests": int(usage["llm_requests"]),
-        "unsettled_calls": usage["unsettled_calls"],
-    }

@@ -12,6 +12,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from starsearch.cost import Estimate, Prices, estimate
 from starsearch.crawling import CrawlOptions, resolve_names
 from starsearch.cycle import Cycle, Mark
 from starsearch.errors import PreconditionMissing
@@ -24,8 +25,9 @@ from starsearch.pipeline import Run
 from starsearch.storage import Store
 from starsearch.store import backfills
 from starsearch.store.items import BACKFILL
+from starsearch.store.ledger import read_usage
 from starsearch.store.repositories import listed
-from starsearch.store.runs import experience
+from starsearch.store.versions import active_version
 
 SAMPLE = 400  # repositories counted for a price; of more, every so-manieth
 PAGE = 100
@@ -56,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Price:
-    """An estimate. `counted` of `repositories` were asked for; tokens and hours are None before anything was digested here."""
+    """An estimate. `counted` of `repositories` were asked for; what digesting takes is None before anything was digested here."""
 
     repositories: int
     counted: int
@@ -66,13 +68,15 @@ class Price:
     github_hours: float
     tokens: int | None
     digest_hours: float | None
+    engine_hours: float | None
     cost_usd: float | None
+    usd_per_million_items: float | None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-async def price(store: Store, github: GitHub, request: Request, options: CrawlOptions) -> Price:
+async def price(store: Store, github: GitHub, request: Request, options: CrawlOptions, prices: Prices) -> Price:
     """What the request would cost; nothing is stored but names that had to be resolved."""
     await github.ping()
     chosen, _ = await _choose(store, github, request, options)
@@ -85,7 +89,6 @@ async def price(store: Store, github: GitHub, request: Request, options: CrawlOp
     pages = round(sum(len(request.kinds) * math.ceil(count / PAGE / len(request.kinds) or 1) for count in counts) * scale)
     fetches = math.ceil(items / options.batch)
     points = pages + fetches * (2 if options.comments else 1)
-    seen = await experience(store.pool)
     return Price(
         repositories=len(names),
         counted=len(counted),
@@ -93,10 +96,16 @@ async def price(store: Store, github: GitHub, request: Request, options: CrawlOp
         requests=pages + fetches,
         points=points,
         github_hours=round(points / (github.points_per_hour * (1 - BACKFILL_RESERVE)), 2),
-        tokens=None if seen.tokens_per_item is None else round(items * seen.tokens_per_item),
-        digest_hours=None if seen.items_per_second is None else round(items / seen.items_per_second / 3600, 2),
-        cost_usd=0.0 if seen.free else None,
+        **asdict(await digest_estimate(store, items, prices)),
     )
+
+
+async def digest_estimate(store: Store, items: int, prices: Prices) -> Estimate:
+    """What digesting so many items would take, by the models of the version that search uses, going by the ledger."""
+    version = await active_version(store.pool)
+    async with store.pool.connection() as connection:
+        usages = await read_usage(connection)
+    return estimate(items, usages, (version.summary_model, version.embedding_model) if version else (), prices)
 
 
 async def backfill(store: Store, github: GitHub, request: Request, run: Run, options: CrawlOptions) -> dict[str, str]:

@@ -266,6 +266,7 @@ def backfill(
 
 async def _backfill(settings: Settings, request: "Request", dry_run: bool, no_digest: bool, json: bool) -> None:
     from starsearch.backfill import backfill, price
+    from starsearch.cost import read_prices
     from starsearch.sources import crawl_options, open_graphql
     from starsearch.storage import open_store
     from starsearch.terminal import print_fields, print_json
@@ -273,7 +274,7 @@ async def _backfill(settings: Settings, request: "Request", dry_run: bool, no_di
     options = crawl_options(settings)
     if dry_run:
         async with open_store(settings) as store, open_graphql(settings) as github:
-            (print_json if json else print_fields)((await price(store, github, request, options)).as_dict())
+            (print_json if json else print_fields)((await price(store, github, request, options, read_prices(settings.prices))).as_dict())
         return
     failed: dict[str, str] = {}
 
@@ -398,6 +399,7 @@ def status(
 
 async def _status(settings: Settings, json: bool, gaps: bool, full: bool) -> "Status":
     from starsearch.audit import read_status
+    from starsearch.cost import read_prices
     from starsearch.storage import open_store
     from starsearch.store.tallies import reconcile
     from starsearch.terminal import print_json, print_status
@@ -405,7 +407,7 @@ async def _status(settings: Settings, json: bool, gaps: bool, full: bool) -> "St
     async with open_store(settings) as store:
         if full:
             await reconcile(store.pool)
-        found = await read_status(store.pool, every_gap=gaps)
+        found = await read_status(store.pool, read_prices(settings.prices), every_gap=gaps)
     if json:
         print_json(found.as_dict())
     else:

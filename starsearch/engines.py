@@ -5,8 +5,9 @@ Reads nothing from the environment itself; tasks/ and the command pass a Setting
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from starsearch.cost import Prices, read_prices
 from starsearch.inference.client import Engine, open_client, preflight
 from starsearch.inference.embed import measure_dimensions
 from starsearch.inference.prompts import PROMPT_VERSION, TEXT_RECIPE
@@ -16,12 +17,13 @@ from starsearch.settings import Settings
 
 @dataclass(frozen=True)
 class Engines:
-    """The chat engine, the embedding engine, and the index version that they make together."""
+    """The chat engine, the embedding engine, the index version that they make together, and what they cost."""
 
     llm: Engine
     embedding: Engine
     version: IndexVersion
     dimensions: int | None  # sent with each embedding request; None: not sent
+    prices: Prices = field(default_factory=read_prices)
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
             prompt_version=PROMPT_VERSION,
             embedding_base_url=settings.embedding_base_url,
         )
-        yield Engines(llm, embedding, version, settings.embedding_dimensions)
+        yield Engines(llm, embedding, version, settings.embedding_dimensions, read_prices(settings.prices))
 
 
 @asynccontextmanager

@@ -69,8 +69,6 @@ class DigestFailed(StarsearchError):
         self.detail = detail
         self.permanent = permanent
         self.engine = engine
-        self.prompt_tokens = 0  # what the failed answer cost all the same
-        self.completion_tokens = 0
 
 
 class EngineFailing(StarsearchError):

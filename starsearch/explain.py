@@ -19,6 +19,7 @@ SELECT
   s.model AS summary_model, s.prompt_version, encode(s.key, 'hex') AS prompt_key, s.source AS summary_source,
   s.text AS summary, s.prompt_tokens, s.completion_tokens, s.created_at AS summarized_at, d.created_at AS embedded_at,
   d.run_id, run.kind AS run_kind, run.started_at AS run_started_at,
+  spent.requests AS spent_requests, spent.tokens AS spent_tokens,
   u.attempts, coalesce(u.reason, x.reason) AS failure, coalesce(u.detail, x.detail) AS failure_detail,
   x.created_at AS dead_since
 FROM item i
@@ -29,6 +30,11 @@ LEFT JOIN summary s ON s.key = d.summary_key
 LEFT JOIN run ON run.id = d.run_id
 LEFT JOIN due u ON u.version_id = v.id AND u.item_id = i.id
 LEFT JOIN dead_letter x ON x.version_id = v.id AND x.item_id = i.id
+-- all that was ever asked for it, failures too; a call for several items is shared by them
+LEFT JOIN LATERAL (
+  SELECT sum(requests::float8 / items) AS requests, sum((prompt_tokens + completion_tokens)::float8 / items) AS tokens
+  FROM engine_call WHERE item_ids @> ARRAY[i.id]
+) spent ON true
 WHERE lower(r.full_name) = lower(%(repo)s) AND i.number = %(number)s AND r.host = %(host)s AND r.gone_at IS NULL
 """
 

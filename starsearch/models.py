@@ -235,7 +235,8 @@ class Chunk:
 class Counts:
     """What a run did. items = inserted + updated + unchanged; rejected lines are counted apart.
 
-    `llm_requests` are HTTP requests to the chat engine, failures and retries included.
+    `llm_requests` are HTTP requests to the chat engine, failures and retries included; tokens are those of both engines.
+    `cost_usd` is None where a model was used whose price is unknown.
     """
 
     items: int = 0
@@ -247,14 +248,52 @@ class Counts:
     embedded: int = 0
     dead_letters: int = 0
     llm_requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
     seconds: float = 0.0
 
     def add(self, other: "Counts") -> None:
         for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            setattr(self, each.name, None if mine is None or theirs is None else mine + theirs)
 
-    def as_dict(self) -> dict[str, int | float]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+@dataclass
+class Spending:
+    """HTTP requests to an engine, what their answers say they cost, and the time they took, waiting between retries included.
+
+    `unanswered` requests may have cost something too: their answer never came.
+    """
+
+    requests: int = 0
+    unanswered: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the calls for one purpose to one model came to. `items` had it done with success; `hours` are those of the model's use."""
+
+    purpose: Literal["summary", "embedding"]
+    model: str
+    calls: int
+    failed: int
+    items: int
+    requests: int
+    unanswered: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    seconds: float
+    hours: float
 
 
 @dataclass(frozen=True)

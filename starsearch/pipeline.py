@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import numpy as np
-
+from starsearch.cost import total_cost
 from starsearch.engines import Engines
 from starsearch.errors import (
     DigestFailed,
@@ -29,10 +28,12 @@ from starsearch.inference.summarize import summarize, summary_key
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
-from starsearch.store.digests import Digest, Failure, abandon_batch, finish_batch, known_summaries
+from starsearch.store.digests import Digest, Failure, abandon_batch, finish_batch
 from starsearch.store.items import store_chunk
 from starsearch.store.leases import Batch, claim, count_due, find_due, next_retry, release_dead, worker
-from starsearch.store.runs import Call, finish_run, intend, start_run
+from starsearch.store.ledger import Call, intend, read_usage
+from starsearch.store.runs import finish_run, start_run
+from starsearch.store.turns import take_turns
 from starsearch.store.versions import ensure_version
 
 FAILED_BATCHES = 3  # in a row, each whole: then the engine is at fault and the run stops
@@ -86,6 +87,8 @@ async def digest(store: Store, engines: Engines, run: Run, *, workers: int = 1, 
     async with worker(store.dsn) as number:
         digester = _Digester(store, engines, version, run, number, slots, total)
         outcomes = await asyncio.gather(*(digester.work() for _ in range(workers)), return_exceptions=True)
+    async with store.pool.connection() as connection:
+        run.counts.cost_usd = total_cost(await read_usage(connection, run_id=run.id), engines.prices)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
@@ -139,7 +142,9 @@ class _Digester:
             await abandon_batch(self.store.pool, batch, ledger)
             raise
         finally:
-            self.run.counts.llm_requests += sum(call.requests for call in ledger if call.purpose == "summary")
+            self.run.counts.add(_spent(ledger))
+        if not digests and not failures:
+            return  # other batches ask for all of its summaries; it has been handed back
         try:
             counts = await finish_batch(self.store.pool, self.version, batch, digests, failures, ledger, run_id=self.run.id)
         except LeaseLost as error:
@@ -154,14 +159,21 @@ class _Digester:
     async def _ask(self, batch: Batch, ledger: list[Call]) -> tuple[list[Digest], list[Failure]]:
         """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request."""
         keys = {item.id: summary_key(self.engines.llm, item) for item in batch.items}
-        summaries = await known_summaries(self.store.pool, list(keys.values()))
-        missing = {keys[item.id]: item for item in batch.items if keys[item.id] not in summaries}
-        ledger += [Call("summary", self.engines.llm.model, 1) for _ in missing]
-        ledger.append(Call("embedding", self.engines.embedding.model, len(batch.items)))
+        turns = await take_turns(self.store.pool, self.version.id, batch, self.worker, keys)
+        items = [item for item in batch.items if item.id not in turns.postponed]
+        if not items:
+            return [], []
+        missing: dict[bytes, list[DueItem]] = {}
+        for item in items:
+            if keys[item.id] in turns.ours:
+                missing.setdefault(keys[item.id], []).append(item)
+        ledger += [Call("summary", self.engines.llm.model, [item.id for item in sharing]) for sharing in missing.values()]
+        ledger.append(Call("embedding", self.engines.embedding.model, [item.id for item in items]))
         await intend(self.store.pool, self.run.id, batch.token, ledger)
-        answers = await asyncio.gather(*(self._summarize(item, call) for item, call in zip(missing.values(), ledger, strict=False)))
-        outcomes: dict[bytes, Summary | DigestFailed] = {**summaries, **dict(zip(missing, _blame(answers), strict=True))}
-        pairs = [(item, outcomes[keys[item.id]]) for item in batch.items]
+        asked = zip(missing.values(), ledger, strict=False)
+        answers = await asyncio.gather(*(self._summarize(sharing[0], call) for sharing, call in asked))
+        outcomes: dict[bytes, Summary | DigestFailed] = {**turns.made, **dict(zip(missing, _blame(answers), strict=True))}
+        pairs = [(item, outcomes[keys[item.id]]) for item in items]
         failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
         summarized = [(item, o) for item, o in pairs if isinstance(o, Summary)]
         digests, not_embedded = await self._embed(summarized, ledger[-1])
@@ -169,34 +181,43 @@ class _Digester:
 
     async def _summarize(self, item: DueItem, call: Call) -> Summary | DigestFailed | EngineUnavailable:
         async with self.slots:
-            with counting() as requests:
+            with counting() as call.spent:
                 try:
                     summary = await summarize(self.engines.llm, item)
                 except DigestFailed as error:
                     call.outcome = error.reason
-                    call.prompt_tokens, call.completion_tokens = error.prompt_tokens, error.completion_tokens
                     return error
                 except EngineUnavailable as error:
                     call.outcome = "no answer"
                     return error
-                finally:
-                    call.requests = requests.count
-        call.prompt_tokens, call.completion_tokens = summary.prompt_tokens, summary.completion_tokens
+        call.outcome = "ok"
         return summary
 
     async def _embed(self, pairs: Sequence[tuple[DueItem, Summary]], call: Call) -> tuple[list[Digest], list[Failure]]:
+        call.item_ids = [item.id for item, _ in pairs]
         if not pairs:
             return [], []
         texts = [embedded_text(item.title, summary.text) for item, summary in pairs]
-        with counting() as requests:
+        unique = list(dict.fromkeys(texts))
+        with counting() as call.spent:
             try:
-                vectors, call.prompt_tokens = await embed(self.engines.embedding, texts, dimensions=self.engines.dimensions)
+                vectors, _ = await embed(self.engines.embedding, unique, dimensions=self.engines.dimensions)
             except DigestFailed as error:
                 call.outcome = error.reason
                 return [], [Failure(item, "embed", error) for item, _ in pairs]
-            finally:
-                call.requests = requests.count
-        return [Digest(item, summary, np.asarray(v)) for (item, summary), v in zip(pairs, vectors, strict=True)], []
+        call.outcome = "ok"
+        by_text = dict(zip(unique, vectors, strict=True))
+        return [Digest(item, summary, by_text[text]) for (item, summary), text in zip(pairs, texts, strict=True)], []
+
+
+def _spent(calls: Sequence[Call]) -> Counts:
+    """What calls cost, failed ones too, as a run counts it; the dollars are added when the run ends."""
+    return Counts(
+        llm_requests=sum(call.spent.requests for call in calls if call.purpose == "summary"),
+        prompt_tokens=sum(call.spent.prompt_tokens for call in calls),
+        cached_tokens=sum(call.spent.cached_tokens for call in calls),
+        completion_tokens=sum(call.spent.completion_tokens for call in calls),
+    )
 
 
 def _blame(

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     )
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
+    prices: Path | None = Field(None, description="Your own prices (TOML), over those of starsearch/prices.toml.")
     workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
     github_graphql_url: str = Field(f"https://{GITHUB_HOST}/graphql", description="GitHub, an Enterprise Server, or a stand-in.")
     github_rest_url: str = Field(f"https://{GITHUB_HOST}", description="The same one's REST API.")

@@ -62,12 +62,16 @@ def progress_bars() -> Iterator[ProgressReport]:
         yield report
 
 
-def print_counts(counts: Mapping[str, int | float]) -> None:
+def print_counts(counts: Mapping[str, Any]) -> None:
     seconds = counts["seconds"]
     done = counts["items"] or counts["embedded"] + counts["dead_letters"]
     rate = f", {done / seconds:,.0f} a second" if seconds and done else ""
-    parts = [f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if name != "seconds"]
-    out.print(f"{', '.join(parts)} in {seconds:,.1f} s{rate}")
+    parts = [f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items() if name not in {"seconds", "cost_usd"}]
+    out.print(f"{', '.join(parts)}, {_dollars(counts['cost_usd'])} in {seconds:,.1f} s{rate}")
+
+
+def _dollars(amount: float | None) -> str:
+    return "cost unknown" if amount is None else f"${amount:,.2f}"
 
 
 def print_ranking(counts: Mapping[str, int | float]) -> None:
@@ -108,7 +112,11 @@ def print_status(status: Status) -> None:
         out.print(Text(f"warning: {warning}", style="yellow"))
     out.print(_freshness(status))
     usage = status.usage
-    cost = "cost unknown" if usage["cost_usd"] is None else f"${usage['cost_usd']:.2f}"
+    cost = _dollars(usage["cost_usd"])
+    if usage["unpriced"]:
+        cost += f" (no price for {', '.join(map(safe, usage['unpriced']))}: see STARSEARCH_PRICES)"
+    elif usage["usd_per_million_items"]:
+        cost += f" (${usage['usd_per_million_items']:,.2f} per million items)"
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
     if status.github:
         spent = status.github

@@ -27,7 +27,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class EmbeddedEngine:
-    """Counts its requests by path, so that tests can compare them with the ledger."""
+    """Counts its requests by path, and the tokens it answered for, so that they can be compared with the ledger."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -63,6 +63,7 @@ class EmbeddedEngine:
             return _error(404, f"model {model!r} does not exist for chat; there is {extractive.MODEL}")
         summary = extractive.summarize(text)
         prompt_tokens, completion_tokens = _tokens(*texts), _tokens(summary)
+        self.requests.update(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         return _json(
             {
                 "id": f"chatcmpl-{time.time_ns():x}",
@@ -94,6 +95,7 @@ class EmbeddedEngine:
             return _error(400, f"{MODEL} gives {DIMENSIONS} dimensions only")
         encoder = await self._encoder()
         vectors, tokens = await asyncio.to_thread(encoder.encode, texts)
+        self.requests["embedding_tokens"] += tokens
         encode = _base64 if body.get("encoding_format") == "base64" else _list
         data = [{"object": "embedding", "index": i, "embedding": encode(row)} for i, row in enumerate(vectors)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}

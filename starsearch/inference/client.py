@@ -1,9 +1,10 @@
 """One OpenAI-compatible engine behind the real OpenAI client: OpenAI, vLLM, Ollama, llama.cpp, or the embedded one.
 
-The base URL is the interface. Every HTTP request is counted where it is sent, so retries inside the SDK are not missed, and
-the SDK's errors are translated here, once, into ours.
+The base URL is the interface. Every HTTP request is counted where it is sent, so retries inside the SDK are not missed, what an
+answer cost is added up as it comes, whatever becomes of it, and the SDK's errors are translated here, once, into ours.
 """
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -14,38 +15,58 @@ import httpx2
 import openai
 
 from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed
+from starsearch.models import Spending
 
 RETRIES = 2  # by the SDK: connection errors, 408, 409, 429 and 5xx, half a second to eight, Retry-After obeyed
 CONNECT_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 60.0
+MAX_TOKENS = 100_000_000  # of one answer; more is nonsense
 # the SDK would send OPENAI_ORG_ID and OPENAI_PROJECT_ID to any host, just because they are set
 NOT_FROM_THE_ENVIRONMENT: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
 
 
-@dataclass
-class Requests:
-    """HTTP requests sent inside one `counting()` block."""
-
-    count: int = 0
-
-
-_requests: ContextVar[Requests | None] = ContextVar("requests", default=None)
+_spending: ContextVar[Spending | None] = ContextVar("spending", default=None)
 
 
 @contextmanager
-def counting() -> Iterator[Requests]:
-    requests = Requests()
-    token = _requests.set(requests)
+def counting() -> Iterator[Spending]:
+    """What is spent inside this block, however it ends."""
+    spending, started = Spending(), time.monotonic()
+    token = _spending.set(spending)
     try:
-        yield requests
+        yield spending
     finally:
-        _requests.reset(token)
+        _spending.reset(token)
+        spending.seconds = time.monotonic() - started
 
 
-async def _count(_: httpx2.Request) -> None:
-    requests = _requests.get()
-    if requests:
-        requests.count += 1
+def charge(usage: Any) -> tuple[int, int]:
+    """Add what an answer says that it cost; returns its prompt and completion tokens. Nothing said, or nonsense, counts as nothing."""
+    prompt, completion = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    spending = _spending.get()
+    if spending:
+        spending.prompt_tokens += prompt
+        spending.cached_tokens += min(_tokens(getattr(usage, "prompt_tokens_details", None), "cached_tokens"), prompt)
+        spending.completion_tokens += completion
+    return prompt, completion
+
+
+def _tokens(usage: Any, name: str) -> int:
+    tokens = getattr(usage, name, None)
+    return tokens if isinstance(tokens, int) and 0 <= tokens <= MAX_TOKENS else 0
+
+
+async def _sent(_: httpx2.Request) -> None:
+    spending = _spending.get()
+    if spending:
+        spending.requests += 1
+        spending.unanswered += 1
+
+
+async def _answered(_: httpx2.Response) -> None:
+    spending = _spending.get()
+    if spending:
+        spending.unanswered -= 1
 
 
 @dataclass(frozen=True)
@@ -69,9 +90,8 @@ async def open_client(
     """The OpenAI client for a base URL. `transport` replaces the network, for the embedded engine and for tests."""
     limits = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_SECONDS)
     timeout = httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
-    async with httpx2.AsyncClient(
-        transport=transport, limits=limits, timeout=timeout, event_hooks={"request": [_count]}, follow_redirects=False
-    ) as http:
+    hooks: dict[str, list[Any]] = {"request": [_sent], "response": [_answered]}
+    async with httpx2.AsyncClient(transport=transport, limits=limits, timeout=timeout, event_hooks=hooks, follow_redirects=False) as http:
         # a key is always given, because without one the SDK would send OPENAI_API_KEY to any host
         client = openai.AsyncOpenAI(
             base_url=base_url,

@@ -9,7 +9,7 @@ import openai
 from numpy.typing import NDArray
 
 from starsearch.errors import DigestFailed, ModelNotServed, VersionMismatch
-from starsearch.inference.client import Engine, translate
+from starsearch.inference.client import Engine, charge, translate
 
 Vectors = NDArray[np.float32]
 
@@ -23,11 +23,11 @@ async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None)
     extra: dict[str, Any] = {"dimensions": dimensions} if dimensions else {}
     try:
         answer = await engine.client.embeddings.create(model=engine.model, input=list(texts), encoding_format="base64", **extra)
+        tokens, _ = charge(answer.usage)
         rows = sorted(answer.data, key=lambda row: row.index)
         if len(rows) != len(texts):
             raise DigestFailed("unreadable answer", f"{len(rows)} vectors for {len(texts)} texts")
         vectors = np.stack([_decode(row.embedding) for row in rows])
-        tokens = (answer.usage and answer.usage.prompt_tokens) or 0
     except openai.OpenAIError as error:
         raise translate(error) from error
     except (AttributeError, TypeError, ValueError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page

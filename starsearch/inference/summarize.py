@@ -6,7 +6,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from starsearch.errors import DigestFailed
-from starsearch.inference.client import Engine, translate
+from starsearch.inference.client import Engine, charge, translate
 from starsearch.inference.prompts import Prompt, prompt_for
 from starsearch.models import DueItem, Summary, clean
 
@@ -44,13 +44,8 @@ async def _ask(engine: Engine, prompt: Prompt, *, key: bytes) -> Summary:
         temperature=0,
         max_tokens=prompt.max_tokens,
     )
-    prompt_tokens = (answer.usage and answer.usage.prompt_tokens) or 0
-    completion_tokens = (answer.usage and answer.usage.completion_tokens) or 0
-    try:
-        text = _text(answer, prompt)
-    except DigestFailed as error:
-        error.prompt_tokens, error.completion_tokens = prompt_tokens, completion_tokens
-        raise
+    prompt_tokens, completion_tokens = charge(answer.usage)
+    text = _text(answer, prompt)
     return Summary(key, text, _source(engine.model), prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 

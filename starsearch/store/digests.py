@@ -16,7 +16,8 @@ from starsearch.errors import DigestFailed, LeaseLost
 from starsearch.models import Counts, DueItem, IndexVersion, Summary
 from starsearch.store.database import Pool
 from starsearch.store.leases import Batch, give_back
-from starsearch.store.runs import Call, settle
+from starsearch.store.ledger import Call, settle
+from starsearch.store.turns import end_turns
 
 ATTEMPTS = 3
 RETRY_AFTER = timedelta(seconds=1)  # times 4 for each attempt; the client's own retries already took seconds
@@ -51,7 +52,6 @@ async def finish_batch(
 ) -> Counts:
     """Write a batch's outcome. Raises LeaseLost, having written nothing but the calls' cost, when the lease is not ours any more."""
     async with pool.connection() as connection:
-        await settle(connection, calls)
         held = await _held(connection, version.id, batch)
         digests = [digest for digest in digests if digest.item.id in held]
         failures = [failure for failure in failures if failure.item.id in held]
@@ -60,6 +60,8 @@ async def finish_batch(
         await _record_latency(connection, version.id, digests)
         await _end_lease(connection, version.id, digests)
         dead = await _store_failures(connection, version.id, failures)
+        await end_turns(connection, batch)
+        await settle(connection, calls)
     if not held:
         raise LeaseLost(f"lease {batch.token} ran out; another worker digests its items")
     return Counts(summarized=len(digests), embedded=len(digests), dead_letters=dead)
@@ -68,15 +70,9 @@ async def finish_batch(
 async def abandon_batch(pool: Pool, batch: Batch, calls: Sequence[Call]) -> None:
     """Hand a batch back untouched: the engine, not the items, is at fault."""
     async with pool.connection() as connection:
-        await settle(connection, [call for call in calls if call.id])
         await give_back(connection, batch.token)
-
-
-async def known_summaries(pool: Pool, keys: Sequence[bytes]) -> dict[bytes, Summary]:
-    """Summaries already made for these keys: the same text need not be summarized again. They cost nothing now."""
-    async with pool.connection() as connection:
-        cursor = await connection.execute("SELECT key, text, source FROM summary WHERE key = ANY (%s)", [list(keys)])
-        return {bytes(key): Summary(bytes(key), text, source) for key, text, source in await cursor.fetchall()}
+        await end_turns(connection, batch)
+        await settle(connection, [call for call in calls if call.id])
 
 
 async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> set[int]:

@@ -23,7 +23,7 @@ from starsearch.store.tallies import fold
 BATCH = 64  # items of one lease, one embedding request and one transaction
 # Above the longest honest batch: two waves of requests at their timeout, retries included.
 LEASE = timedelta(minutes=30)
-WORKER_LOCK = 78_271  # first key of the workers' advisory locks; the second is the worker's number
+WORKER_LOCK = 78_271  # first key of the workers' advisory locks; the second is the worker's number. The view living_worker knows it too
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,9 @@ async def release_dead(pool: Pool) -> int:
     async with pool.connection() as connection:
         cursor = await connection.execute(
             "UPDATE due SET lease_token = NULL, lease_worker = NULL, due_at = now() "
-            "WHERE lease_worker IS NOT NULL AND lease_worker NOT IN ("
-            "  SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2"
-            "  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
-            [WORKER_LOCK],
+            "WHERE lease_worker IS NOT NULL AND lease_worker NOT IN (SELECT worker FROM living_worker)"
         )
+        await connection.execute("DELETE FROM summary_lease WHERE expires_at < now() OR worker NOT IN (SELECT worker FROM living_worker)")
         await connection.execute(
             "UPDATE engine_call SET settled_at = now(), outcome = 'abandoned' WHERE settled_at IS NULL "
             "AND NOT EXISTS (SELECT FROM due WHERE due.lease_token = engine_call.lease_token)"

@@ -128,9 +128,9 @@ async def test_a_key_that_merely_is_in_the_environment_is_never_sent(key, sent, 
 async def test_retries_inside_the_sdk_are_counted():
     answers = [failure(500), failure(500), completion("Hello")]
     async with engine(lambda _: answers.pop(0)) as opened:
-        with counting() as requests:
+        with counting() as spent:
             assert await ask(opened) == "Hello"
-    assert requests.count == 3
+    assert (spent.requests, spent.unanswered) == (3, 0)
 
 
 async def test_each_counting_block_counts_its_own():
@@ -141,7 +141,7 @@ async def test_each_counting_block_counts_its_own():
                 await ask(opened)
             await ask(opened)
         await ask(opened)  # outside of any block
-    assert (outer.count, inner.count) == (2, 1)
+    assert (outer.requests, inner.requests) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ async def test_errors_are_the_engines_fault_or_the_items(answer, kind, message):
 
 async def test_a_server_error_after_the_retries_is_the_items():
     async with engine(lambda _: failure(500)) as opened:
-        with counting() as requests, pytest.raises(openai.InternalServerError) as caught:
+        with counting() as spent, pytest.raises(openai.InternalServerError) as caught:
             await ask(opened)
     translated = translate(caught.value)
     assert (translated.reason, translated.permanent) == ("HTTP 500", False)
-    assert requests.count == client.RETRIES + 1
+    assert spent.requests == client.RETRIES + 1
