@@ -11,12 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded
+from benchmarks import embedded, inference_overhead
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
     "embedded.embeddings_per_second": embedded.embeddings_per_second,
     "embedded.items_per_second": embedded.items_per_second,
+    "inference.overhead_cpu_ms_per_item": inference_overhead.overhead_cpu_ms_per_item,
+    "inference.duplicates.requests": inference_overhead.duplicate_requests,
+    "inference.memory_growth_mb": inference_overhead.memory_growth_mb,
 }
 REPORT = Path(__file__).resolve().parents[1] / "build" / "bench.json"
 

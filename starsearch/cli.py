@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from starsearch.cli_ledger import cost, dead_letters
 from starsearch.errors import PreconditionMissing, StarsearchError
 from starsearch.settings import Settings, read_settings
 
@@ -479,6 +480,10 @@ def engine(port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: An
     settings = read_settings()
     typer.echo(f"embedded engine on http://{host}:{port}/v1", err=True)
     uvicorn.run(EmbeddedEngine(settings.home / "cache").app, host=host, port=port, log_level="warning")
+
+
+app.command()(cost)
+app.add_typer(dead_letters, name="dead-letters")
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -173,3 +173,62 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if value is not None:
             out.print(Text(f"{name.replace('_', ' '):>{width}}  ", style="dim").append(safe(str(value)), style="default"))
+
+
+def print_dead_letters(found: Mapping[str, Any]) -> None:
+    """Reasons and details come from GitHub and from engines."""
+    out.print(f"{found['total']:,} dead letters")
+    for each in found["reasons"]:
+        out.print(Text(f"  {each['count']:,} {each['stage']}: {safe(each['reason'])}"))
+    for letter in found["dead_letters"]:
+        out.print(Text(f"\n{safe(letter['url'])}  ", style="bold").append(f"{letter['dead_since']:%Y-%m-%d %H:%M}", style="dim"))
+        out.print(Text(f"    {letter['stage']}, {letter['attempts']} attempts: {safe(letter['reason'])}"))
+        out.print(Text(_indented(safe(letter["detail"])), style="dim"))
+
+
+def print_cost(found: Mapping[str, Any]) -> None:
+    """The ledger, then what the same summaries would cost elsewhere, with what the comparison rests on."""
+    table = Table("", "for", title="spent")
+    for heading in ("items", "requests", "failed calls", "prompt", "cached", "completion", "cost"):
+        table.add_column(heading, justify="right")
+    numbers = ("items", "requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens")
+    for line in found["spent"]:
+        cells = [f"{line[name]:,}" for name in numbers]
+        table.add_row(Text(safe(str(next(iter(line.values()))))), line["purpose"], *cells, _dollars(line["cost_usd"]))
+    out.print(table)
+    total, elsewhere = found["total"], found["elsewhere"]
+    per_million = total["usd_per_million_items"]
+    out.print(f"in all {_dollars(total['cost_usd'])}" + (f", {_dollars(per_million)} per million items" if per_million is not None else ""))
+    if total["unpriced"]:
+        out.print(Text(f"no price for {', '.join(map(safe, total['unpriced']))}: put one into a file and name it in STARSEARCH_PRICES"))
+    each = f"{elsewhere['prompt_tokens_per_item']:,.0f} + {elsewhere['completion_tokens_per_item']:,.0f} tokens each"
+    out.print(f"\nThe same summaries elsewhere, without embeddings: {each}, {elsewhere['items_per_day']:,} a day; dollars per million")
+    _print_apis(elsewhere["apis"])
+    _print_engines(elsewhere["engines"])
+
+
+def _print_apis(apis: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("API", "per million", "price of")
+    for api in apis:
+        table.add_row(Text(safe(api["model"])), f"${api['usd_per_million_items']:,.2f}", api["date"])
+    out.print(table)
+
+
+def _print_engines(engines: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("own engine", "an hour", "busy", "while busy", "always on", "breaks even at", "price of")
+    for engine in engines:
+        even = engine["break_even_items_per_day"]
+        table.add_row(
+            Text(safe(engine["engine"])),
+            f"${engine['usd_per_hour']:,.2f}",
+            f"{engine['busy_share']:.1%}" + (f" of {engine['engines']}" if engine["engines"] > 1 else ""),
+            f"${engine['usd_per_million_items_busy']:,.2f}",
+            f"${engine['usd_per_million_items_always_on']:,.2f}",
+            f"{even:,} a day" if even else "never",
+            engine["date"],
+        )
+    out.print(table)
+    out.print(
+        "Break-even is with the cheapest API above. How fast such an engine is was published for other models and texts, and is scaled by "
+        "tokens: see starsearch/prices.toml. An engine that is on only while it is busy costs the column before."
+    )

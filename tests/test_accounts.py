@@ -330,3 +330,32 @@ async def test_a_model_without_a_price_is_named_and_a_run_of_it_has_no_cost(stor
     assert counts.cost_usd is None
     status = await read_status(store.pool)
     assert (status.usage["cost_usd"], status.usage["unpriced"]) == (None, ["stub"])
+
+
+async def test_the_cost_command_adds_up_what_was_spent_and_compares_it(store, row, jsonl, environment, tmp_path):
+    def starsearch(*arguments, **extra):
+        command = [sys.executable, "-m", "starsearch.cli", "cost", *arguments]
+        return subprocess.run(command, env=environment | extra, capture_output=True, text=True, timeout=120, check=False)
+
+    nothing = starsearch()
+    assert (nothing.returncode, "nothing was digested yet" in nothing.stderr) == (3, True)
+
+    await ingest_file(store, jsonl(*(row(n) for n in (1, 2)), row(1, repo="other/repository", title="Another")))
+    await digest_with(store, StubEngine())
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[models.stub]\nprompt = 100\ncompletion = 1000\nsource = "a test"\ndate = "2026-11-24"\n')
+    dollars = (3 * 10 + 1) * 100e-6 + 3 * 5 * 1000e-6
+    found = json.loads(starsearch("--json", STARSEARCH_PRICES=str(prices)).stdout)
+    assert found["total"]["cost_usd"] == pytest.approx(dollars)
+    assert found["total"]["usd_per_million_items"] == pytest.approx(dollars / 3 * 1e6, rel=1e-4)
+    assert (found["elsewhere"]["prompt_tokens_per_item"], found["elsewhere"]["completion_tokens_per_item"]) == (10, 5)
+    for by in ("run", "repository"):
+        lines = json.loads(starsearch("--by", by, "--json", STARSEARCH_PRICES=str(prices)).stdout)["spent"]
+        # a third of a token of a shared call is rounded
+        assert sum(line["cost_usd"] for line in lines) == pytest.approx(dollars, abs=101e-6)
+    assert {line["repository"] for line in lines} == {"quillcap/marlframe", "other/repository"}
+
+    text = starsearch().stdout
+    assert "cost unknown" in text
+    assert "no price for stub" in text
+    assert "Break-even is with the cheapest API" in text

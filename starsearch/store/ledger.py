@@ -5,10 +5,10 @@ A call that a kill left open stays in the ledger as unsettled; one that fails co
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row
 
 from starsearch.models import Spending, Usage
 from starsearch.store.database import Pool
@@ -71,12 +71,20 @@ async def count_unsettled(connection: AsyncConnection) -> int:
     return int(row[0]) if row else 0
 
 
-async def usage_by_run(pool: Pool, *, limit: int) -> list[dict[str, object]]:
-    """The newest runs that asked an engine, by model."""
-    async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            "SELECT run_id AS run, kind, started_at, purpose, model, items, calls, failed, requests, unanswered, prompt_tokens, "
-            "cached_tokens, completion_tokens FROM engine_usage JOIN run ON run.id = run_id ORDER BY run_id DESC, purpose LIMIT %s",
-            [limit],
-        )
-        return await cursor.fetchall()
+async def usage_by_run(connection: AsyncConnection, *, limit: int) -> list[tuple[str, Usage]]:
+    """What the newest runs used, by their number and kind."""
+    cursor = await connection.execute(
+        "SELECT run_id || ' ' || kind, purpose, model, calls, failed, items, requests, unanswered, prompt_tokens, cached_tokens, "
+        "completion_tokens, seconds, extract(epoch FROM last_at - first_at)::float8 / 3600 FROM engine_usage JOIN run ON run.id = run_id "
+        "WHERE run_id IN (SELECT DISTINCT run_id FROM engine_usage ORDER BY 1 DESC LIMIT %s) ORDER BY run_id DESC, purpose DESC, model",
+        [limit],
+    )
+    return [(name, Usage(*values)) for name, *values in await cursor.fetchall()]
+
+
+async def usage_by_repository(connection: AsyncConnection, *, limit: int) -> list[tuple[str, Usage]]:
+    """What the repositories with most tokens used. Reads every call; `hours` are the model's, by share of the calls' time."""
+    hours = {(usage.purpose, usage.model): usage.hours / usage.seconds if usage.seconds else 0 for usage in await read_usage(connection)}
+    cursor = await connection.execute(statement("usage_by_repository"), {"limit": limit})
+    found = [(name, Usage(*values)) for name, *values in await cursor.fetchall()]
+    return [(name, replace(usage, hours=usage.seconds * hours[usage.purpose, usage.model])) for name, usage in found]

@@ -1,0 +1,67 @@
+"""An OpenAI-compatible engine that answers at once: python -m benchmarks.instant_engine PORT.
+
+A process of its own, so that its CPU is told apart. GET /requests tells how many it answered.
+Vectors are random: equal ones would take a short cut through HNSW.
+"""
+
+import base64
+import sys
+from collections import Counter
+
+import numpy as np
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+MODEL = "instant"
+DIMENSIONS = 384
+SUMMARY = "The summary of one issue, about as long as summaries are. " * 6
+
+answered: Counter[str] = Counter()
+randomness = np.random.default_rng(20261124)
+
+
+async def models(_: Request) -> Response:
+    return _json({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "bench", "max_model_len": 8192}]})
+
+
+async def chat(request: Request) -> Response:
+    await request.body()
+    answered["chat"] += 1
+    choice = {"index": 0, "message": {"role": "assistant", "content": SUMMARY}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 800, "completion_tokens": 100, "total_tokens": 900}
+    return _json({"id": "c", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice], "usage": usage})
+
+
+async def embeddings(request: Request) -> Response:
+    texts = orjson.loads(await request.body())["input"]
+    answered["embeddings"] += 1
+    vectors = randomness.standard_normal((len(texts), DIMENSIONS), np.float32)
+    data = [{"object": "embedding", "index": n, "embedding": base64.b64encode(row.tobytes()).decode()} for n, row in enumerate(vectors)]
+    return _json(
+        {"object": "list", "model": MODEL, "data": data, "usage": {"prompt_tokens": 80 * len(texts), "total_tokens": 80 * len(texts)}}
+    )
+
+
+async def requests(_: Request) -> Response:
+    return _json(dict(answered))
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+app = Starlette(
+    routes=[
+        Route("/v1/models", models),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/requests", requests),
+    ]
+)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
