@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starsearch.backfill import Request
     from starsearch.pipeline import Run
     from starsearch.storage import Store
+    from starsearch.store.purges import Target
     from starsearch.store.rankings import Refreshed
 
 app = typer.Typer(
@@ -447,6 +448,53 @@ async def _explain(settings: Settings, address: dict[str, Any], json: bool) -> N
         print_json(found)
     else:
         print_fields(found)
+
+
+@app.command()
+def purge(
+    repo: Annotated[str | None, typer.Option(help="owner/name: the repository with all its items.")] = None,
+    author: Annotated[str | None, typer.Option(help="Everything this person wrote: items, and comments on others' items.")] = None,
+    item: Annotated[str | None, typer.Option(help="One item: its GitHub URL, or owner/name#number.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much that is, and remove nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove a repository, an author or an item for good, everywhere, and never take it back. Stopped, the same command goes on."""
+    from starsearch.explain import parse_address
+    from starsearch.store.purges import Target
+
+    settings = read_settings()
+    if sum(what is not None for what in (repo, author, item)) != 1:
+        raise typer.BadParameter("name one of them", param_hint="--repo, --author, --item")
+    target = Target(settings.github_host, author=author and author.removeprefix("@"))
+    if repo is not None:
+        target = Target(settings.github_host, _repository_names([repo])[0])
+    if item:
+        address = parse_address(item)
+        if address is None:
+            raise typer.BadParameter("expected a GitHub issue or pull request URL, or owner/name#number", param_hint="--item")
+        target = Target(address["host"], address["repo"], address["number"])
+    elif author is not None and not target.author:
+        raise typer.BadParameter("is empty", param_hint="--author")
+    _run(_purge(settings, target, dry_run, json))
+
+
+async def _purge(settings: Settings, target: "Target", dry_run: bool, json: bool) -> None:
+    from starsearch.storage import open_store
+    from starsearch.store.purges import plan, purge
+    from starsearch.terminal import print_fields, print_json, progress_bars
+
+    async with open_store(settings) as store:
+        would = await plan(store.pool, target)
+        if not dry_run:
+            if not json and sys.stdin.isatty():
+                print_fields(would.as_dict())
+                typer.confirm("Remove these for good?", abort=True, err=True)
+            with progress_bars() as progress:
+                would = await purge(store.pool, target, lambda done: progress("purge", done, would.items))
+    if json:
+        print_json(would.as_dict())
+    else:
+        print_fields(would.as_dict())
 
 
 @app.command()

@@ -40,7 +40,7 @@ async def store_rows(
 ) -> Counts:
     """Store items whose repositories are known, in the caller's transaction."""
     rows, purged = await _without_purged(connection, rows)
-    rejections = [*rejections, *(Rejection(0, f"{item.url} was purged") for item in purged)]
+    rejections = [*rejections, *[Rejection(0, "an item that was purged")] * purged]
     await _store_rejections(connection, run_id, name, rejections)
     counts = Counts(items=len(rows), rejected=len(rejections))
     for layer in _layers(rows):
@@ -76,22 +76,53 @@ def _layers(rows: Iterable[Row]) -> list[list[Row]]:
     return [list(layer.values()) for layer in layers]
 
 
-async def _without_purged(connection: AsyncConnection, rows: list[Row]) -> tuple[list[Row], list[Item]]:
-    cursor = await connection.execute("SELECT host, lower(repository), number, author FROM purge")
-    purges = await cursor.fetchall()
-    if not purges:
-        return rows, []
+async def _without_purged(connection: AsyncConnection, rows: list[Row]) -> tuple[list[Row], int]:
+    """The rows that no purge names, without purged authors' comments; and how many others there were, which are forgotten."""
+    await connection.execute("LOCK TABLE purge IN ROW SHARE MODE")  # until we end: see purges.py
+    cursor = await connection.execute(
+        "SELECT s.place - 1 FROM unnest(%s::bigint[], %s::integer[], %s::text[], %s::text[]) "
+        "WITH ORDINALITY AS s (repository_id, number, node_id, author, place) JOIN repository r ON r.id = s.repository_id "
+        "WHERE purged_item(r.host, r.full_name, r.node_id, s.number, s.node_id, s.author)",
+        [
+            [repository for repository, _ in rows],
+            [item.number for _, item in rows],
+            [item.node_id for _, item in rows],
+            [item.author for _, item in rows],
+        ],
+    )
+    purged = {place for (place,) in await cursor.fetchall()}
+    await _forget(connection, [rows[place] for place in purged])
+    kept = [row for place, row in enumerate(rows) if place not in purged]
+    return await _without_purged_comments(connection, kept), len(purged)
 
-    def purged(item: Item) -> bool:
-        return any(
-            host == item.host
-            and repository in {None, item.repo.lower()}
-            and number in {None, item.number}
-            and author in {None, item.author}
-            for host, repository, number, author in purges
+
+async def _forget(connection: AsyncConnection, rows: Sequence[Row]) -> None:
+    """A sweep wrote down that these exist before it could know whose they are."""
+    if rows:
+        await connection.execute("SELECT set_config('starsearch.removing', 'purge', true)")
+        await connection.execute("DELETE FROM item WHERE node_id = ANY (%s)", [[item.node_id for _, item in rows if item.node_id]])
+        await connection.execute(
+            "DELETE FROM item i USING unnest(%s::bigint[], %s::integer[]) AS s (repository_id, number) "
+            "WHERE i.repository_id = s.repository_id AND i.number = s.number",
+            [[repository for repository, _ in rows], [item.number for _, item in rows]],
         )
+        await connection.execute("SELECT set_config('starsearch.removing', '', true)")
 
-    return [row for row in rows if not purged(row[1])], [item for _, item in rows if purged(item)]
+
+async def _without_purged_comments(connection: AsyncConnection, rows: list[Row]) -> list[Row]:
+    authors = {comment.author.lower() for _, item in rows for comment in item.comments or () if comment.author}
+    cursor = await connection.execute(
+        "SELECT lower(author) FROM purge WHERE author IS NOT NULL AND repository IS NULL AND lower(author) = ANY (%s)", [list(authors)]
+    )
+    purged = {author for (author,) in await cursor.fetchall()}
+    if not purged:
+        return rows
+
+    def kept(item: Item) -> Item:
+        comments = tuple(comment for comment in item.comments or () if (comment.author or "").lower() not in purged)
+        return item.model_copy(update={"comments": comments}) if item.comments else item
+
+    return [(repository, kept(item)) for repository, item in rows]
 
 
 async def _store_layer(connection: AsyncConnection, rows: list[Row]) -> list[tuple[int, bool]]:

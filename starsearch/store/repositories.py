@@ -128,7 +128,9 @@ async def _merge(connection: AsyncConnection, name_only: int, repository: int) -
         "follow_from = least(r.follow_from, o.follow_from) FROM repository o WHERE o.id = %(from)s AND r.id = %(to)s",
         {"from": name_only, "to": repository},
     )
+    await connection.execute("SELECT set_config('starsearch.removing', 'merge', true)")  # these items are not lost
     await connection.execute("DELETE FROM repository WHERE id = %s", [name_only])
+    await connection.execute("SELECT set_config('starsearch.removing', '', true)")
 
 
 async def _upsert(connection: AsyncConnection, host: str, facts: Sequence[RepositoryFacts]) -> dict[str, dict[str, Any]]:
@@ -208,6 +210,7 @@ async def listed(pool: Pool, host: str, *, top: int | None = None, nodes: Sequen
     async with pool.connection() as connection:
         cursor = await connection.execute(
             "SELECT node_id, full_name FROM repository WHERE host = %(host)s AND node_id IS NOT NULL AND gone_at IS NULL "
+            "AND NOT purged_repository(host, full_name, node_id) "
             "AND CASE WHEN %(nodes)s::text[] IS NULL THEN followed AND (%(top)s::integer IS NULL OR rank <= %(top)s) "
             "ELSE node_id = ANY (%(nodes)s::text[]) END ORDER BY rank, id",
             {"host": host, "top": top, "nodes": None if nodes is None else list(nodes)},

@@ -43,6 +43,7 @@ async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> s
     unique = {(repository, item.number): (repository, item) for repository, item in rows}
     repositories, numbers = [repository for repository, _ in unique.values()], [item.number for _, item in unique.values()]
     nodes = [item.node_id for _, item in unique.values()]
+    await connection.execute("LOCK TABLE purge IN ROW SHARE MODE")  # until we end: see purges.py
     await release_node_ids(connection, repositories, numbers, nodes)
     cursor = await connection.execute(
         """
@@ -50,10 +51,7 @@ async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> s
         SELECT s.* FROM unnest(%s::bigint[], %s::integer[], %s::text[], %s::text[], %s::timestamptz[])
           AS s (repository_id, number, node_id, type, seen_updated_at)
         JOIN repository r ON r.id = s.repository_id
-        WHERE NOT EXISTS (
-          SELECT FROM purge p WHERE p.host = r.host AND lower(p.repository) = lower(r.full_name)
-            AND (p.number IS NULL OR p.number = s.number) AND p.author IS NULL
-        )
+        WHERE NOT purged_item(r.host, r.full_name, r.node_id, s.number, s.node_id, NULL)
         ORDER BY s.repository_id, s.number
         ON CONFLICT (repository_id, number) DO UPDATE SET node_id = excluded.node_id, seen_updated_at = excluded.seen_updated_at
         WHERE t.stored_at IS NULL OR t.tombstoned_at IS NOT NULL OR t.node_id IS DISTINCT FROM excluded.node_id

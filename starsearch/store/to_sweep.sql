@@ -4,7 +4,7 @@ WITH chosen AS (
   FROM repository r
   LEFT JOIN checkpoint issues ON issues.repository_id = r.id AND issues.kind = 'issue'
   LEFT JOIN checkpoint pulls ON pulls.repository_id = r.id AND pulls.kind = 'pull_request'
-  WHERE r.host = %(host)s AND r.node_id IS NOT NULL
+  WHERE r.host = %(host)s AND r.node_id IS NOT NULL AND NOT purged_repository(r.host, r.full_name, r.node_id)
     AND CASE
       WHEN %(nodes)s::text[] IS NOT NULL THEN r.node_id = ANY (%(nodes)s::text[])
       ELSE r.followed
