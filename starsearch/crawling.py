@@ -16,7 +16,9 @@ from starsearch.models import RepositoryFacts
 from starsearch.pipeline import Run, ingest
 from starsearch.storage import Store
 from starsearch.store.items import read_checkpoint
+from starsearch.store.leases import worker
 from starsearch.store.repositories import count_followed, mark_failed, nodes_by_name, store_facts, to_sweep, unresolved
+from starsearch.store.repository_leases import begin_sweep, claim_repositories, count_unswept, give_back_repositories
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +57,24 @@ async def crawl(
     await source.ping()
     failed, nodes = await resolve_names(store, source, repositories, host=options.host)
     since = options.since or source.now - FIRST_REACH
-    chosen = await to_sweep(store.pool, options.host, now=source.now, since=since, nodes=nodes if repositories else None)
     fetcher = Fetcher(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
     cycle = Cycle(source, fetcher, run.progress, host=options.host, batch=options.batch)
-    await cycle.sweep(chosen)
+    if repositories:
+        await cycle.sweep(await to_sweep(store.pool, options.host, nodes, since=since))
+    else:
+        await _sweep_list(store, cycle, options.host, now=source.now, since=since)
     return failed | dict.fromkeys(cycle.gone, f"{GONE}: its items left search") | cycle.failed
+
+
+async def _sweep_list(store: Store, cycle: Cycle, host: str, *, now: datetime, since: datetime) -> None:
+    """Sweep the followed list, sharing it by leases with whoever else does at the same time."""
+    async with worker(store.dsn) as number:
+        sweeper = await begin_sweep(store.pool, host, number, now=now, since=since)
+        try:
+            total = await count_unswept(store.pool, sweeper)
+            await cycle.sweep((), claim=lambda: claim_repositories(store.pool, sweeper), total=total)
+        finally:
+            await give_back_repositories(store.pool, number)
 
 
 async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[str], run: Run, options: CrawlOptions) -> dict[str, str]:

@@ -11,7 +11,7 @@ Workers take the most downstream work first (text, then further pages, then swee
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,6 +27,7 @@ from starsearch.github.nodes import Page, read_facts, read_page
 from starsearch.models import ITEM_TYPES, Followed, ItemType, RepositoryFacts, SeenItem
 from starsearch.progress import Progress
 from starsearch.store.repositories import mark_failed, mark_gone, store_facts
+from starsearch.store.repository_leases import end_leases
 from starsearch.store.sweeps import Reached, advance, record_seen
 
 NEWEST = 10  # of each kind in a sweep; more cost no points, but make larger answers
@@ -63,6 +64,7 @@ class Mark:
 
 
 Done = Callable[[AsyncConnection, Sequence[Mark]], Awaitable[None]]
+Claim = Callable[[], Awaitable[list[Followed]]]
 
 
 class Cycle:
@@ -85,6 +87,8 @@ class Cycle:
         self._host, self._newest = host, newest
         self._done = done or self._advance
         self._sweeps = Batches(github, "sweep", size=batch)
+        self._claim: Claim | None = None  # more to sweep; None: there is none, or somebody is just asking
+        self._open: Counter[Followed] = Counter()  # marks of each repository that are not complete yet
         self._to_sweep: deque[Followed] = deque()
         self._pages: deque[tuple[Mark, str | None]] = deque()
         self._to_fetch: deque[str] = deque()
@@ -101,12 +105,17 @@ class Cycle:
         """Repositories that were not read to the end, by name, with the reason; they join the next cycle."""
         return {repository.full_name: reason for repository, reason in self._failures.items()}
 
-    async def sweep(self, repositories: Sequence[Followed]) -> None:
-        """Raises RateLimited or SourceUnavailable after storing what had come; the rest joins the next cycle."""
+    async def sweep(self, repositories: Sequence[Followed], *, claim: Claim | None = None, total: int = 0) -> None:
+        """These, and then what `claim` leases until it gives none; `total` of all is expected.
+
+        Raises RateLimited or SourceUnavailable after storing what had come; the rest joins the next cycle.
+        """
         self._to_sweep.extend(repositories)
-        await self._run(len(repositories))
+        self._claim = claim
+        await self._run(total or len(repositories))
         async with self._fetcher.transaction() as connection:
             await mark_failed(connection, {repository.id: reason for repository, reason in self._failures.items()}, at=self.began)
+            await end_leases(connection, list(self._failures), at=self.began)
         self._raise()
 
     async def read(self, marks: Sequence[Mark]) -> None:
@@ -143,11 +152,11 @@ class Cycle:
                 self._changed.notify_all()
 
     def _has_job(self) -> bool:
-        return bool(self._to_sweep or self._pages or self._fetch_ready())
+        return bool(self._to_sweep or self._claim or self._pages or self._fetch_ready())
 
     def _fetch_ready(self) -> bool:
         """A full batch, or the last one."""
-        last = not (self._to_sweep or self._pages or self._upstream)
+        last = not (self._to_sweep or self._claim or self._pages or self._upstream)
         return len(self._to_fetch) >= self._fetcher.size or bool(self._to_fetch and last)
 
     def _next_job(self) -> tuple[Job, bool]:
@@ -158,8 +167,16 @@ class Cycle:
         if self._pages:
             mark, after = self._pages.popleft()
             return (lambda: self._read_page(mark, after)), True
+        if self._claim and not self._to_sweep:
+            claim, self._claim = self._claim, None
+            return (lambda: self._claim_more(claim)), True
         repositories = _take(self._to_sweep, self._sweeps.size)
         return (lambda: self._sweep(repositories)), True
+
+    async def _claim_more(self, claim: Claim) -> None:
+        claimed = await claim()
+        self._to_sweep.extend(claimed)
+        self._claim = claim if claimed else None
 
     async def _sweep(self, repositories: Sequence[Followed]) -> None:
         since = min(repository.starts["issue"] for repository in repositories) - OVERLAP
@@ -167,10 +184,12 @@ class Cycle:
         found = await self._sweeps.ask(ids, since=_iso(since), newest=self._newest)
         told = [_Told.of(repository, found[repository.node_id]) for repository in repositories]
         pages = [(_mark(each.repository, kind), page) for each in told for kind, page in each.pages.items()]
+        self._open.update(mark.repository for mark, _ in pages)
         async with self._fetcher.transaction() as connection:
             await mark_gone(connection, self._host, [each.repository.node_id for each in told if each.gone], at=self.began)
             await store_facts(connection, self._host, [each.facts for each in told if each.facts])
             await self._record(connection, pages)
+            await end_leases(connection, [each.repository for each in told if not each.pages and not each.failure], at=self.began)
         self.gone += [each.repository.full_name for each in told if each.gone]
         self._failures |= {each.repository: each.failure for each in told if each.failure}
         self._progress("sweep", self._total - len(self._to_sweep), self._total)
@@ -207,7 +226,7 @@ class Cycle:
             else:
                 mark.listed = True
                 done += [mark] * mark.done_without(set())
-        await self._done(connection, done)
+        await self._complete(connection, done)
 
     async def _fetch(self, ids: Sequence[str]) -> None:
         wanted = {node_id: self._owner[node_id].repository for node_id in ids}
@@ -215,7 +234,7 @@ class Cycle:
         async def settle(connection: AsyncConnection, settled: set[str]) -> None:
             """Within the transaction, and so before anybody else looks at these marks."""
             marks = {node_id: self._owner.pop(node_id) for node_id in ids}
-            await self._done(connection, [mark for mark in set(marks.values()) if mark.done_without(settled)])
+            await self._complete(connection, [mark for mark in set(marks.values()) if mark.done_without(settled)])
             for node_id, mark in marks.items():
                 mark.waiting.discard(node_id)
                 if node_id not in settled:
@@ -223,6 +242,13 @@ class Cycle:
 
         await self._fetcher.fetch({node: (repository.node_id, repository.id) for node, repository in wanted.items()}, settle)
         self._progress("fetch", self._fetcher.fetched, self._fetcher.fetched + len(self._to_fetch))
+
+    async def _complete(self, connection: AsyncConnection, marks: Sequence[Mark]) -> None:
+        """Write down that these are complete; with the last of its marks a repository's lease ends."""
+        await self._done(connection, marks)
+        self._open.subtract(mark.repository for mark in marks)
+        swept = {mark.repository for mark in marks if not self._open[mark.repository]}
+        await end_leases(connection, list(swept), at=self.began)
 
     async def _advance(self, connection: AsyncConnection, marks: Sequence[Mark]) -> None:
         await advance(connection, [Reached(mark.repository.id, mark.kind, mark.high_water, self.began) for mark in marks])

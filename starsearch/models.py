@@ -201,12 +201,13 @@ class RepositoryFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed:
-    """A repository to sweep. `starts`: everything updated before is stored, by kind."""
+    """A repository to sweep. `starts`: everything updated before is stored, by kind. `lease`: its token, where it is of the list."""
 
     id: int
     node_id: str
     full_name: str
     starts: Mapping[ItemType, datetime]
+    lease: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from starsearch.store import purges
 from starsearch.store.items import store_rows
 from starsearch.store.purges import Target, plan, purge, unfinished
 from starsearch.store.repositories import listed, store_facts, to_sweep
+from starsearch.store.repository_leases import begin_sweep, claim_repositories
 from starsearch.store.sweeps import record_seen
 from starsearch.store.tallies import reconcile
 
@@ -163,7 +164,9 @@ async def test_a_purged_repository_is_not_swept_under_any_name_and_its_name_is_f
         await connection.execute("UPDATE repository SET followed = true")
     assert await crawl_finds(store, ids["R_1"], items) == (set(), 0)
     now = items[0].updated_at
-    assert [each.node_id for each in await to_sweep(store.pool, HOST, now=now, since=now)] == ["R_9"]
+    assert [each.node_id for each in await to_sweep(store.pool, HOST, ["R_1", "R_9"], since=now)] == ["R_9"]
+    sweeper = await begin_sweep(store.pool, HOST, 1, now=now, since=now)
+    assert [each.node_id for each in await claim_repositories(store.pool, sweeper)] == ["R_9"]
     assert await listed(store.pool, HOST) == [("R_9", "quillcap/marlframe")]
     _, inserted = await crawl_finds(store, ids["R_9"], [items[2].model_copy(update={"node_id": "I_9"})])
     assert inserted == 1

@@ -142,7 +142,8 @@ async def _upsert(connection: AsyncConnection, host: str, facts: Sequence[Reposi
             "AS f (node_id, full_name, database_id, archived, stars) LEFT JOIN repository o ON o.host = %s AND o.node_id = f.node_id "
             "ON CONFLICT (host, node_id) DO UPDATE SET full_name = excluded.full_name, archived = excluded.archived, "
             "database_id = coalesce(excluded.database_id, r.database_id), stars = coalesce(excluded.stars, r.stars), "
-            "gone_at = NULL, checked_at = NULL, failure = NULL RETURNING id, node_id",
+            "gone_at = NULL, checked_at = NULL, failure = NULL, not_before = CASE WHEN r.gone_at IS NULL THEN r.not_before END "
+            "RETURNING id, node_id",
             [
                 host,
                 [fact.node_id for fact in facts],
@@ -218,20 +219,9 @@ async def listed(pool: Pool, host: str, *, top: int | None = None, nodes: Sequen
         return await cursor.fetchall()
 
 
-async def to_sweep(pool: Pool, host: str, *, now: datetime, since: datetime, nodes: Sequence[str] | None = None) -> list[Followed]:
-    """The repositories to sweep, those that waited longest first: the given ones, or the followed list.
-
-    A repository swept for the first time starts at `since`, which is then written down. Archived ones come weekly, gone ones daily.
-    """
-    parameters = {
-        "host": host,
-        "now": now,
-        "since": since,
-        "nodes": None if nodes is None else list(nodes),
-        "archived": now - ARCHIVED_CHECK,
-        "gone": now - GONE_CHECK,
-    }
+async def to_sweep(pool: Pool, host: str, nodes: Sequence[str], *, since: datetime) -> list[Followed]:
+    """The named repositories, those that waited longest first; one swept for the first time starts at `since`, which is written down."""
     async with pool.connection() as connection:
-        cursor = await connection.execute(statement("to_sweep"), parameters)
+        cursor = await connection.execute(statement("to_sweep"), {"host": host, "since": since, "nodes": list(nodes)})
         rows = await cursor.fetchall()
     return [Followed(id, node, name, dict(zip(ITEM_TYPES, starts, strict=True))) for id, node, name, *starts in rows]

@@ -37,14 +37,14 @@ LANGUAGE sql STABLE RETURN
       AND (p.number IS NULL OR p.number = $4) AND (p.author IS NULL OR lower(p.author) = lower($6))
   );
 
--- A repository of the followed list is leased by the crawl that sweeps it. due_at is by GitHub's clock, lease_until by ours.
+-- A repository of the followed list is leased by the crawl that sweeps it, so that crawls at the same time share the list.
 ALTER TABLE repository
-  ADD COLUMN due_at timestamptz NOT NULL DEFAULT 'epoch',
+  ADD COLUMN released_at timestamptz NOT NULL DEFAULT 'epoch',  -- when its last lease ended, by our clock: longest ago comes first
+  ADD COLUMN not_before timestamptz,  -- archived and gone ones are looked at more rarely; by GitHub's clock
   ADD COLUMN lease_token bigint,
   ADD COLUMN lease_worker integer,
   ADD COLUMN lease_until timestamptz;
-ALTER TABLE repository SET (fillfactor = 70);  -- a sweep updates every row twice
-UPDATE repository r SET due_at = c.swept_at
-FROM (SELECT repository_id, min(swept_at) AS swept_at FROM checkpoint GROUP BY 1 HAVING count(*) = 2) AS c WHERE r.id = c.repository_id;
-CREATE INDEX repository_due ON repository (due_at, id) WHERE followed;
-CREATE INDEX repository_leased ON repository (lease_token) WHERE lease_token IS NOT NULL;
+ALTER TABLE repository SET (fillfactor = 70);  -- every crawl updates every row twice
+UPDATE repository r SET released_at = c.committed_at
+FROM (SELECT repository_id, min(committed_at) AS committed_at FROM checkpoint GROUP BY 1) AS c WHERE r.id = c.repository_id;
+CREATE INDEX repository_released ON repository (released_at, id) WHERE followed;
