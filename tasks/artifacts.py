@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from prefect.artifacts import acreate_progress_artifact, acreate_table_artifact, aupdate_progress_artifact
 
@@ -39,6 +40,11 @@ async def progress_artifact(key: str, description: str) -> AsyncIterator[Progres
 
 
 async def counts_table(key: str, counts: Counts, failed: dict[str, str]) -> None:
-    rows = [{"count": name.replace("_", " "), "value": value} for name, value in counts.as_dict().items()]
+    values: dict[str, Any] = counts.as_dict()
+    if counts.cost_usd is None:
+        values["cost_usd"] = "unknown: a model has no price"
+    elif counts.embedded:
+        values["usd_per_million_items"] = round(counts.cost_usd / counts.embedded * 1_000_000, 2)
+    rows = [{"count": name.replace("_", " "), "value": value} for name, value in values.items()]
     rows += [{"count": f"not crawled: {repo}", "value": reason} for repo, reason in failed.items()]
     await acreate_table_artifact(table=rows, key=key, description="What this run did")

@@ -88,7 +88,7 @@ async def _store_summaries(connection: AsyncConnection, version: IndexVersion, d
     summaries = sorted({digest.summary.key: digest.summary for digest in digests}.items())
     await connection.execute(
         "INSERT INTO summary (key, text, source, prompt_tokens, completion_tokens, model, prompt_version, run_id) "
-        "SELECT *, %s, %s, %s FROM unnest(%s::bytea[], %s::text[], %s::text[], %s::integer[], %s::integer[]) "
+        "SELECT *, %s, %s, %s FROM unnest(%b::bytea[], %s::text[], %s::text[], %s::integer[], %s::integer[]) "
         "ON CONFLICT (key) DO NOTHING",
         [
             version.summary_model,
@@ -108,7 +108,7 @@ async def _store_digests(connection: AsyncConnection, version_id: int, digests: 
         return
     await connection.execute(
         "INSERT INTO digest (version_id, run_id, item_id, partition_at, content_hash, summary_key, embedding) "
-        "SELECT %s, %s, * FROM unnest(%s::bigint[], %s::timestamptz[], %s::bytea[], %s::bytea[], %s::halfvec[]) "
+        "SELECT %s, %s, * FROM unnest(%s::bigint[], %s::timestamptz[], %b::bytea[], %b::bytea[], %b::halfvec[]) "
         "ON CONFLICT (version_id, item_id, partition_at) DO UPDATE SET content_hash = excluded.content_hash, "
         "summary_key = excluded.summary_key, embedding = excluded.embedding, run_id = excluded.run_id, created_at = now()",
         [
