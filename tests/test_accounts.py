@@ -25,6 +25,7 @@ from starsearch.models import IndexVersion
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.store import digests, turns
 from starsearch.store.leases import claim, find_due, release_dead, worker
+from starsearch.store.purges import Target, purge
 from starsearch.store.turns import take_turns
 from starsearch.store.versions import ensure_version
 from tests.stub_engine import StubEngine, completion, failure
@@ -277,6 +278,19 @@ async def test_cost_of_a_call_is_shared_by_the_items_it_was_for(store, row, json
     assert await one(store, "SELECT round(sum(prompt_tokens)) = (SELECT sum(prompt_tokens) FROM engine_call) FROM item_usage") == (True,)
     explained = await explain(store.pool, parse_address("quillcap/marlframe#1"))
     assert (explained["spent_requests"], explained["spent_tokens"]) == (pytest.approx(0.5 + 1 / 3), pytest.approx(7.5 + 1 / 3))
+
+
+async def test_a_purged_item_leaves_its_cost_and_not_its_name(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n, **SAME) for n in (1, 2)), row(3)))
+    await digest_with(store, StubEngine())
+    before = await rows(store, "SELECT id, cardinality(item_ids), prompt_tokens FROM engine_call ORDER BY 1")
+    purged = await one(store, "SELECT id FROM item WHERE number = 2")
+    await purge(store.pool, Target("github.com", "quillcap/marlframe", 2))
+    assert await rows(store, "SELECT id, cardinality(item_ids), prompt_tokens FROM engine_call ORDER BY 1") == before
+    named = {item for (item,) in await rows(store, "SELECT DISTINCT unnest(item_ids) FROM engine_call")}
+    assert None in named
+    assert purged[0] not in named
+    assert len(named) == 3
 
 
 async def test_an_item_that_failed_twice_has_all_three_calls_on_its_account(store, row, jsonl):

@@ -58,6 +58,15 @@ async def settle(connection: AsyncConnection, calls: Sequence[Call]) -> None:
     )
 
 
+async def forget_items(connection: AsyncConnection, ids: Sequence[int]) -> None:
+    """What these items cost stays in the ledger; that it was theirs does not."""
+    await connection.execute(
+        "UPDATE engine_call SET item_ids = ARRAY(SELECT CASE WHEN id <> ALL (%(ids)s) THEN id END "
+        "FROM unnest(item_ids) WITH ORDINALITY AS i (id, n) ORDER BY n) WHERE item_ids && %(ids)s::bigint[]",
+        {"ids": list(ids)},
+    )
+
+
 async def read_usage(connection: AsyncConnection, *, run_id: int | None = None) -> list[Usage]:
     """The totals of one run, or of all, by purpose and model; `hours` is the time in which anybody used that model."""
     async with connection.cursor(row_factory=class_row(Usage)) as cursor:

@@ -16,6 +16,7 @@ from psycopg.types.json import Json
 
 from starsearch.models import Comment, Item
 from starsearch.store.database import Pool
+from starsearch.store.ledger import forget_items
 from starsearch.store.statements import statement
 from starsearch.store.tallies import fold
 
@@ -140,6 +141,7 @@ async def _remove_items(pool: Pool, target: Target, done: Purged) -> int:
         ids = [row[0] for row in await cursor.fetchall()]
         done.dead_letters += (await connection.execute("DELETE FROM dead_letter WHERE item_id = ANY (%s)", [ids])).rowcount
         done.digests += (await connection.execute("DELETE FROM digest WHERE item_id = ANY (%s)", [ids])).rowcount
+        await forget_items(connection, ids)
         await connection.execute("DELETE FROM item WHERE id = ANY (%s)", [ids])  # due and fetch_failure go with it
         await connection.execute(
             "DELETE FROM lost_item l USING repository r WHERE r.id = l.repository_id AND r.id = ANY (%(repositories)s) "
