@@ -123,10 +123,12 @@ async def test_base64_is_little_endian_float32(http):
     assert len(base64.b64decode(answer["data"][0]["embedding"])) == 4 * minilm.DIMENSIONS
 
 
-async def test_the_models_own_dimensions_may_be_asked_for(client):
-    engine = await preflight(client, minilm.MODEL, purpose="EMBEDDING")
-    vectors, _ = await embed(engine, ["a"], dimensions=minilm.DIMENSIONS)
-    assert vectors.shape == (1, minilm.DIMENSIONS)
+@pytest.mark.parametrize("dimensions", [minilm.DIMENSIONS, 256])
+async def test_the_models_own_dimensions_or_fewer_may_be_asked_for(http, dimensions):
+    answer = (await http.post("/v1/embeddings", json=embeddings_body(dimensions=dimensions))).json()
+    vector = np.array(answer["data"][0]["embedding"])
+    assert vector.shape == (dimensions,)
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", minilm.MODEL])  # served, but not for this
@@ -185,7 +187,9 @@ async def test_a_bad_chat_request_is_told_so(http, body):
         embeddings_body(input=["a", None]),
         embeddings_body(input={"a": 1}),
         embeddings_body(input=["a"] * (MAX_INPUTS + 1)),
-        embeddings_body(dimensions=minilm.DIMENSIONS // 2),  # cannot be shortened
+        embeddings_body(dimensions=minilm.DIMENSIONS + 1),
+        embeddings_body(dimensions=0),
+        embeddings_body(dimensions=True),
         embeddings_body(dimensions="many"),
     ],
 )
