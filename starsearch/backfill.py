@@ -24,7 +24,7 @@ from starsearch.models import ITEM_TYPES, ItemType
 from starsearch.pipeline import Run
 from starsearch.storage import Store
 from starsearch.store import backfills
-from starsearch.store.items import BACKFILL
+from starsearch.store.leases import BACKFILL
 from starsearch.store.ledger import read_usage
 from starsearch.store.repositories import listed
 from starsearch.store.versions import active_version

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from starsearch.cli_ledger import cost, dead_letters
+from starsearch.cli_versions import reprocess, versions
 from starsearch.errors import PreconditionMissing, StarsearchError
 from starsearch.settings import Settings, read_settings
 
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(reprocess)
+app.add_typer(versions, name="versions")
 Result = TypeVar("Result")
 SHOWN = 10  # rejected lines, failed repositories: the rest is counted
 
@@ -305,11 +308,11 @@ def digest(json: Json = False) -> None:
 
 
 async def _digest_due(settings: Settings, store: "Store", run: "Run") -> None:
-    from starsearch.engines import open_engines
     from starsearch.pipeline import digest
+    from starsearch.serving import open_live
 
-    async with open_engines(settings) as engines:
-        await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
+    async with open_live(settings, store) as live:
+        await digest(store, live[0], run, beside=live[1:], workers=settings.workers, concurrency=settings.concurrency)
 
 
 async def _recorded(settings: Settings, kind: str, work: Any, json: bool) -> None:

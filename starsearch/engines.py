@@ -33,12 +33,14 @@ async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
         dimensions = await _dimensions(settings, embedding)
         version = IndexVersion(
             embedding_model=embedding.model,
-            embedding_revision=_revision(settings),
+            embedding_revision=revision(settings),
             dimensions=dimensions,
             text_recipe=TEXT_RECIPE,
             summary_model=llm.model,
             prompt_version=PROMPT_VERSION,
             embedding_base_url=settings.embedding_base_url,
+            summary_base_url=settings.llm_base_url,
+            sends_dimensions=settings.embedding_dimensions is not None,
         )
         yield Engines(llm, embedding, version, settings.embedding_dimensions, read_prices(settings.prices))
 
@@ -56,18 +58,16 @@ async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def open_embedding(settings: Settings, version: IndexVersion | None = None) -> AsyncIterator[Engine]:
-    """The engine that embeds. With a version from the database: the one that made its vectors, wherever it serves now."""
-    base_url, model = settings.embedding_base_url, settings.embedding_model
-    if version and model != version.embedding_model:
-        base_url, model = base_url or version.embedding_base_url, version.embedding_model
-    if base_url:
-        async with open_client(base_url, key=settings.embedding_key, timeout_seconds=settings.engine_timeout_seconds) as client:
-            yield await preflight(client, model, purpose="EMBEDDING")
+async def open_embedding(settings: Settings) -> AsyncIterator[Engine]:
+    if settings.embedding_base_url:
+        async with open_client(
+            settings.embedding_base_url, key=settings.embedding_key, timeout_seconds=settings.engine_timeout_seconds
+        ) as client:
+            yield await preflight(client, settings.embedding_model, purpose="EMBEDDING")
         return
     from starsearch.embedded.minilm import MODEL
 
-    async with _embedded(settings, model or MODEL, "EMBEDDING") as engine:
+    async with _embedded(settings, settings.embedding_model or MODEL, "EMBEDDING") as engine:
         yield engine
 
 
@@ -92,7 +92,7 @@ async def _dimensions(settings: Settings, embedding: Engine) -> int:
     return await measure_dimensions(embedding, settings.embedding_dimensions)
 
 
-def _revision(settings: Settings) -> str:
+def revision(settings: Settings) -> str:
     """The weights' hash where we know it; a remote engine does not tell its own."""
     if settings.embedding_base_url:
         return ""

@@ -12,6 +12,7 @@ StarsearchError                exit 1
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
 ├── LeaseLost                  another worker holds the batch now: drop the result, claim again
 ├── Rejected                   one line or object of a source: counted with its reason, the rest goes on
+├── GateRefused                a new index version is incomplete or finds less: the old one goes on serving
 ├── QueryTooHeavy              GitHub gave up on a batch (502, 504, resource limits): asked again in halves
 ├── AnswerUnusable             dropped, 5xx, not JSON: three tries, then its repositories join the next crawl
 ├── QueryRefused               GitHub understood the query and will not answer it. Nobody retries.
@@ -77,6 +78,10 @@ class EngineFailing(StarsearchError):
 
 class LeaseLost(StarsearchError):
     """The lease ran out and another worker took the batch; nothing was written."""
+
+
+class GateRefused(StarsearchError):
+    """An index version may not serve search; the message names every reason."""
 
 
 class Rejected(StarsearchError):

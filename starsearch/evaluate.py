@@ -8,7 +8,7 @@ from typing import Any
 
 from starsearch.errors import StarsearchError
 from starsearch.finder import Finder
-from starsearch.store.search import MODES
+from starsearch.store.search import MODES, Mode
 
 DEPTH = 100  # a right item below this rank counts as not found
 
@@ -34,11 +34,13 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-async def evaluate(finder: Finder, questions: Sequence[Question], progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+async def evaluate(
+    finder: Finder, questions: Sequence[Question], progress: Callable[[int], None] = lambda _: None, *, modes: Sequence[Mode] = MODES
+) -> dict[str, Any]:
     """{questions, modes: {mode: {recall_at_1, recall_at_10, mrr}}}; mrr is over the first 100 hits."""
-    ranks: dict[str, list[int | None]] = {mode: [] for mode in MODES}
+    ranks: dict[str, list[int | None]] = {mode: [] for mode in modes}
     for done, question in enumerate(questions, 1):
-        for mode in MODES:
+        for mode in modes:
             hits = await finder.find(question.text, mode=mode, limit=DEPTH)
             ranks[mode].append(next((rank for rank, hit in enumerate(hits, 1) if hit.url in question.right), None))
         progress(done)

@@ -16,7 +16,8 @@ from starsearch.github.nodes import read_facts, read_item
 from starsearch.models import Item, RepositoryFacts
 from starsearch.pipeline import Run
 from starsearch.storage import Store
-from starsearch.store.items import LIVE, store_rows
+from starsearch.store.items import store_rows
+from starsearch.store.leases import LIVE
 from starsearch.store.repositories import store_facts
 from starsearch.store.sweeps import FetchFailure, entomb, record_failures
 

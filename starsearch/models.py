@@ -29,6 +29,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
 ItemType = Literal["issue", "pull_request"]
 State = Literal["open", "closed", "merged"]
 ITEM_TYPES: tuple[ItemType, ItemType] = ("issue", "pull_request")
+VersionStatus = Literal["active", "shadow", "retired"]  # searched; kept up to date beside it; its digests are dropped
+GATE_MARGIN = 0.05  # by how much recall@10 may fall when another version comes to serve; with 66 questions less is chance
 
 
 def clean(text: str) -> str:
@@ -299,7 +301,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class IndexVersion:
-    """One way to make digests: everything that decides what a vector means. See contract: index version."""
+    """One way to make digests: everything that decides what a vector means, and where its engines are. See contract: index version.
+
+    The addresses are no part of its identity: an engine may move. `id` is 0 for one that is not in the database (yet).
+    """
 
     embedding_model: str
     embedding_revision: str
@@ -307,8 +312,11 @@ class IndexVersion:
     text_recipe: str
     summary_model: str
     prompt_version: str
-    embedding_base_url: str | None = None
+    embedding_base_url: str | None = None  # None: the embedded engine
+    summary_base_url: str | None = None
+    sends_dimensions: bool = False  # whether the engine is told how long its vectors are to be
     id: int = 0
+    status: VersionStatus = "active"
 
     @property
     def fingerprint(self) -> str:
@@ -323,8 +331,12 @@ class IndexVersion:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
+    def short(self) -> str:
+        return self.fingerprint[:12]
+
+    @property
     def name(self) -> str:
-        return f"{self.fingerprint[:12]} ({self.summary_model} {self.prompt_version}, {self.embedding_model} {self.dimensions}d)"
+        return f"{self.short} ({self.summary_model} {self.prompt_version}, {self.embedding_model} {self.dimensions}d)"
 
 
 @dataclass(frozen=True)

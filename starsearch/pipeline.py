@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from starsearch.cost import total_cost
@@ -19,6 +19,7 @@ from starsearch.errors import (
     EngineFailing,
     EngineUnavailable,
     LeaseLost,
+    PreconditionMissing,
 )
 from starsearch.github.client import Usage
 from starsearch.inference.client import counting
@@ -28,9 +29,9 @@ from starsearch.inference.summarize import summarize, summary_key
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
-from starsearch.store.digests import Digest, Failure, abandon_batch, finish_batch
+from starsearch.store.digests import Digest, Failure, abandon_batch, earlier_summaries, finish_batch
 from starsearch.store.items import store_chunk
-from starsearch.store.leases import Batch, claim, count_due, find_due, next_retry, release_dead, worker
+from starsearch.store.leases import BACKFILL, BULK, Batch, claim, count_due, find_due, next_retry, release_dead, worker
 from starsearch.store.ledger import Call, intend, read_usage
 from starsearch.store.runs import finish_run, start_run
 from starsearch.store.turns import take_turns
@@ -72,60 +73,118 @@ async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:
         run.progress("store", run.counts.items, None)
 
 
-async def digest(store: Store, engines: Engines, run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
-    """Summarize and embed everything due. Several processes may do this at once: they share by leases.
+@dataclass(frozen=True)
+class Lane:
+    """What a run does for one index version of the database: items of this priority and the more urgent ones.
+
+    `required`: it is what the run is for. Its counts are the run's, and its engines' failure ends the run; another lane is closed.
+    """
+
+    engines: Engines
+    priority: int = BULK
+    required: bool = True
+
+
+async def digest(
+    store: Store, engines: Engines, run: Run, *, beside: Sequence[Engines] = (), workers: int = 1, concurrency: int = 32
+) -> None:
+    """Summarize and embed everything due, then in the versions `beside` it what changed. Several processes share by leases.
 
     Raises EngineUnavailable or EngineFailing when going on makes no sense; what is due stays due.
     """
-    version = await ensure_version(store.pool, engines.version)
+    if not engines.version.id:
+        engines = replace(engines, version=await ensure_version(store.pool, engines.version))
+    lanes = [Lane(engines), *(Lane(each, BACKFILL, required=False) for each in beside)]
+    await digest_lanes(store, lanes, run, workers=workers, concurrency=concurrency)
+
+
+async def digest_lanes(store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
+    """Find out what is due in several versions, and digest it. Errors: see `digest`."""
     released = await release_dead(store.pool)
     if released:
         log.info("%d items were leased by a worker that is gone: due again", released)
     await find_due(store.pool)
+    await drain(store, lanes, run, workers=workers, concurrency=concurrency)
+
+
+async def drain(store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
+    """Digest what is known to be due; whatever is due in an earlier lane comes first. Errors: see `digest`."""
     slots = asyncio.Semaphore(concurrency)
-    total = await count_due(store.pool, version.id)
     async with worker(store.dsn) as number:
-        digester = _Digester(store, engines, version, run, number, slots, total)
-        outcomes = await asyncio.gather(*(digester.work() for _ in range(workers)), return_exceptions=True)
+        totals = [await count_due(store.pool, lane.engines.version.id, priority=lane.priority) for lane in lanes]
+        digesters = [_Digester(store, lane, run, number, slots, total) for lane, total in zip(lanes, totals, strict=True)]
+        stop = asyncio.Event()
+        outcomes = await asyncio.gather(*(_work(digesters, stop) for _ in range(workers)), return_exceptions=True)
     async with store.pool.connection() as connection:
-        run.counts.cost_usd = total_cost(await read_usage(connection, run_id=run.id), engines.prices)
+        run.counts.cost_usd = total_cost(await read_usage(connection, run_id=run.id), lanes[0].engines.prices)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
 
 
+async def _work(digesters: Sequence["_Digester"], stop: asyncio.Event) -> None:
+    """Batch after batch until nothing is due anywhere, not even for another try."""
+    try:
+        while not stop.is_set():
+            for digester in digesters:
+                if await digester.digest_one():
+                    break
+            else:
+                if not await _wait_for_retry(digesters):
+                    return
+    except BaseException:
+        stop.set()
+        raise
+
+
+async def _wait_for_retry(digesters: Sequence["_Digester"]) -> bool:
+    retries = [retry_at for digester in digesters if (retry_at := await digester.next_retry())]
+    if not retries:
+        return False
+    seconds = (min(retries) - datetime.now(UTC)).total_seconds()
+    await asyncio.sleep(min(max(seconds, 0.1), LONGEST_NAP_SECONDS))
+    return True
+
+
 @dataclass
 class _Digester:
+    """Digests for one lane."""
+
     store: Store
-    engines: Engines
-    version: IndexVersion
+    lane: Lane
     run: Run
     worker: int
     slots: asyncio.Semaphore
     total: int
     done: int = 0
     failed_batches: int = 0
-    stopping: bool = False
+    closed: bool = False
 
-    async def work(self) -> None:
-        """Batch after batch until nothing is due, not even for another try."""
-        try:
-            while not self.stopping:
-                batch = await claim(self.store.pool, self.version.id, self.worker)
-                if batch:
-                    await self._digest(batch)
-                elif not await self._wait_for_retry():
-                    return
-        except BaseException:
-            self.stopping = True
-            raise
+    @property
+    def engines(self) -> Engines:
+        return self.lane.engines
 
-    async def _wait_for_retry(self) -> bool:
-        retry_at = await next_retry(self.store.pool, self.version.id)
-        if retry_at is None:
+    @property
+    def version(self) -> IndexVersion:
+        return self.lane.engines.version
+
+    async def next_retry(self) -> datetime | None:
+        return None if self.closed else await next_retry(self.store.pool, self.version.id, priority=self.lane.priority)
+
+    async def digest_one(self) -> bool:
+        """Digest one batch; False where nothing is due now. A lane that the run is not for is closed when its engines fail."""
+        if self.closed:
             return False
-        seconds = (retry_at - datetime.now(UTC)).total_seconds()
-        await asyncio.sleep(min(max(seconds, 0.1), LONGEST_NAP_SECONDS))
+        batch = await claim(self.store.pool, self.version.id, self.worker, priority=self.lane.priority)
+        if batch is None:
+            return False
+        try:
+            await self._digest(batch)
+        except (PreconditionMissing, EngineFailing) as error:
+            if self.lane.required:
+                raise
+            self.closed = True
+            log.warning("index version %s is not kept up to date now: %s", self.version.short, error)
         return True
 
     async def _digest(self, batch: Batch) -> None:
@@ -152,13 +211,15 @@ class _Digester:
             return
         engine_failed = not digests and len(failures) >= MANY and all(failure.error.engine for failure in failures)
         self.failed_batches = self.failed_batches + 1 if engine_failed else 0
-        self.run.counts.add(counts)
         self.done += counts.embedded + counts.dead_letters
-        self.run.progress("digest", self.done, self.total)
+        if self.lane.required:
+            self.run.counts.add(counts)
+            self.run.progress("digest", self.done, self.total)
 
     async def _ask(self, batch: Batch, ledger: list[Call]) -> tuple[list[Digest], list[Failure]]:
         """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request."""
-        keys = {item.id: summary_key(self.engines.llm, item) for item in batch.items}
+        earlier = await earlier_summaries(self.store.pool, self.version, batch.items)
+        keys = {item.id: earlier.get(item.id) or summary_key(self.engines.llm, item) for item in batch.items}
         turns = await take_turns(self.store.pool, self.version.id, batch, self.worker, keys)
         items = [item for item in batch.items if item.id not in turns.postponed]
         if not items:

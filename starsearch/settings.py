@@ -21,7 +21,7 @@ from starsearch.models import COMMENTS_IN_DIGEST
 PREFIX = "STARSEARCH_"
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB_HOST = "api.github.com"
-SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "DATABASE_URL", "GITHUB_TOKENS", "GITHUB_APP_PRIVATE_KEY")
+SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "ENGINE_API_KEYS", "DATABASE_URL", "GITHUB_TOKENS", "GITHUB_APP_PRIVATE_KEY")
 
 
 class Settings(BaseSettings):
@@ -41,6 +41,9 @@ class Settings(BaseSettings):
         ge=1,
         le=4000,
         description="Vector length; sent to the engine only when set. 4000 is halfvec's HNSW limit.",
+    )
+    engine_api_keys: SecretStr | None = Field(
+        None, description="host=key, comma-separated: for engines of index versions that the settings above do not name any more."
     )
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
@@ -127,11 +130,30 @@ class Settings(BaseSettings):
         token = os.environ.get("GH_TOKEN") or os.environ.get("GITHUB_TOKEN")
         return tuple((token or "").split())
 
+    def with_engine(self, purpose: str, base_url: str | None, model: str) -> "Settings":
+        """These settings with another engine for `purpose` (llm, embedding). A key goes only to hosts that it was set for."""
+        copy = self.model_copy(update={f"{purpose}_base_url": base_url, f"{purpose}_model": model})
+        vars(copy)[f"{purpose}_key"] = self._key_for(base_url, getattr(self, f"{purpose}_base_url"), getattr(self, f"{purpose}_key"))
+        return copy
+
+    def _key_for(self, base_url: str | None, configured_url: str | None, configured_key: str | None) -> str | None:
+        hosts = _hosts(base_url)
+        if hosts <= _hosts(configured_url):
+            return configured_key
+        pairs = self.engine_api_keys.get_secret_value().split(",") if self.engine_api_keys else []
+        keys = {host.strip(): key.strip() for host, _, key in (pair.partition("=") for pair in pairs)}
+        return keys.get(hosts.pop()) if len(hosts) == 1 else None
+
     @staticmethod
     def _engine_key(key: SecretStr | None, base_url: str | None) -> str | None:
         if key:
             return key.get_secret_value()
         return os.environ.get("OPENAI_API_KEY") if base_url else None
+
+
+def _hosts(base_url: str | None) -> set[str]:
+    """host:port of each address in a base URL."""
+    return {urlsplit(address.strip()).netloc for address in (base_url or "").split(",") if address.strip()}
 
 
 def read_settings() -> Settings:

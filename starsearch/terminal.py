@@ -168,6 +168,39 @@ def print_measures(result: Mapping[str, Any]) -> None:
     out.print(table)
 
 
+def print_versions(found: Sequence[Mapping[str, Any]]) -> None:
+    for row in found:
+        served = f"served since {row['activated_at']:%Y-%m-%d %H:%M}" if row["activated_at"] else "never served"
+        out.print(Text(f"{row['version']}  {row['status']}", style="bold" if row["status"] == "active" else ""))
+        models = f"{row['embedding_model']} {row['dimensions']}d, {row['summary_model']} {row['prompt_version']}"
+        out.print(
+            Text(f"    {safe(models)}: {row['digests']:,} digests, {row['due']:,} due, {row['dead_letters']:,} dead letters, {served}")
+        )
+
+
+MEASURES = ("recall@10 hybrid", "recall@10 vector", "index beside exact search")
+
+
+def print_comparison(result: Mapping[str, Any]) -> None:
+    source = "titles of stored items" if result["questions"] == "titles" else result["questions"]
+    out.print(f"{result['asked']} questions: {source}")
+    for row in result["versions"]:
+        out.print(Text(safe(row["name"]), style="bold" if row["serves"] else ""))
+        out.print(f"    {_measures(row)}, {sum(row['missing'].values()):,} missing")
+
+
+def _measures(row: Mapping[str, Any]) -> str:
+    values = (row["recall_at_10"]["hybrid"], row["recall_at_10"]["vector"], row["ann_recall"])
+    return ", ".join(f"{name} {value:.2f}" for name, value in zip(MEASURES, values, strict=True))
+
+
+def print_swap(done: Mapping[str, Any]) -> None:
+    for name, row in (("before", done["before"]), ("now", done["after"])):
+        out.print(f"{name:>6}: {row['version']}" + (f", {_measures(row)}" if "ann_recall" in row else ""))
+    for objection in done["objections"]:
+        out.print(Text(f"in spite of: {safe(objection)}", style="yellow"))
+
+
 def print_fields(fields: Mapping[str, Any]) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():

@@ -12,12 +12,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from starsearch.crawling import crawl
-from starsearch.engines import open_engines
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.ranking import rank_by_search, rank_counts, rank_from_file
 from starsearch.sentinel import check_items
+from starsearch.serving import open_live
 from starsearch.settings import read_settings
 from starsearch.sources import crawl_options, open_any, open_graphql
 from starsearch.storage import open_store
@@ -85,11 +85,11 @@ async def digest_due() -> Counts:
     settings = read_settings()
     async with (
         open_store(settings) as store,
-        open_engines(settings) as engines,
+        open_live(settings, store) as live,
         progress_artifact("digest-shard", "items digested") as progress,
         recorded_run(store, "digest", progress) as run,
     ):
-        await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
+        await digest(store, live[0], run, beside=live[1:], workers=settings.workers, concurrency=settings.concurrency)
     return run.counts
 
 

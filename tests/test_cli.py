@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("doctor", "migrate", "ingest", "crawl", "digest", "search", "status", "explain", "evaluate", "engine")
+COMMANDS = ("doctor", "migrate", "ingest", "crawl", "digest", "search", "status", "explain", "evaluate", "engine", "reprocess", "versions")
 
 
 @pytest.fixture
@@ -60,6 +60,16 @@ def test_ingest_search_status_explain(starsearch, row, jsonl):
     assert explained["prompt_version"] == "v1"
     assert explained["digest_is_current"] is True
     assert explained["index_version"] == found["index_version"]
+
+
+def test_versions_are_listed_and_what_is_missing_for_a_swap_is_said(starsearch, row, jsonl):
+    starsearch("ingest", jsonl(row(1)))
+    (version,) = json.loads(starsearch("versions", "list", "--json").stdout)
+    assert (version["status"], version["digests"], version["dimensions"]) == ("active", 1, 384)
+    for command, message in [(["reprocess"], "serves already"), (["versions", "activate"], "starsearch reprocess")]:
+        done = starsearch(*command)
+        assert done.returncode == 3
+        assert message in done.stderr
 
 
 def test_standard_input_and_no_digest(starsearch, row):

@@ -295,7 +295,7 @@ async def test_another_model_is_refused_and_says_what_to_do(store, row, jsonl):
     await ingest_file(store, jsonl(row(1)))
     await digest_with(store, StubEngine())
     other = IndexVersion(**{**vars(VERSION), "embedding_model": "other"})
-    with pytest.raises(VersionMismatch, match="STARSEARCH_HOME") as caught:
+    with pytest.raises(VersionMismatch, match="starsearch reprocess") as caught:
         await ensure_version(store.pool, other)
     assert caught.value.exit_code == 3
 

@@ -207,3 +207,25 @@ def test_every_module_imports_with_an_empty_environment(imports, package):
     count, errors = imports[package].communicate(timeout=120)
     assert imports[package].returncode == 0, errors
     assert int(count) > 0
+
+
+def test_a_key_follows_a_version_only_to_the_host_it_was_set_for(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-happens-to-be-set")
+    settings = Settings(
+        _env_file=None,
+        embedding_base_url="https://one.example/v1",
+        embedding_api_key="sk-one",
+        engine_api_keys="two.example=sk-two, three.example:8000=sk-three",
+    )
+    assert settings.embedding_key == "sk-one"
+    expected = {
+        "https://one.example/other/v1": "sk-one",
+        "https://two.example/v1": "sk-two",
+        "http://three.example:8000/v1": "sk-three",
+        "http://three.example/v1": None,
+        "https://one.example.evil/v1": None,
+    }
+    for url, key in expected.items():
+        moved = settings.with_engine("embedding", url, "m")
+        assert (moved.embedding_base_url, moved.embedding_model, moved.embedding_key) == (url, "m", key)
+    assert settings.with_engine("llm", "https://api.openai.com/v1", "m").llm_key is None

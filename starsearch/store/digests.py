@@ -17,6 +17,7 @@ from starsearch.models import Counts, DueItem, IndexVersion, Summary
 from starsearch.store.database import Pool
 from starsearch.store.leases import Batch, give_back
 from starsearch.store.ledger import Call, settle
+from starsearch.store.swap import pass_swap
 from starsearch.store.turns import end_turns
 
 ATTEMPTS = 3
@@ -52,6 +53,7 @@ async def finish_batch(
 ) -> Counts:
     """Write a batch's outcome. Raises LeaseLost, having written nothing but the calls' cost, when the lease is not ours any more."""
     async with pool.connection() as connection:
+        await pass_swap(connection, version)
         held = await _held(connection, version.id, batch)
         digests = [digest for digest in digests if digest.item.id in held]
         failures = [failure for failure in failures if failure.item.id in held]
@@ -73,6 +75,21 @@ async def abandon_batch(pool: Pool, batch: Batch, calls: Sequence[Call]) -> None
         await give_back(connection, batch.token)
         await end_turns(connection, batch)
         await settle(connection, [call for call in calls if call.id])
+
+
+async def earlier_summaries(pool: Pool, version: IndexVersion, items: Sequence[DueItem]) -> dict[int, bytes]:
+    """Item → key of the summary that this very content has in any version of the same chat model and prompt.
+
+    Another embedding model needs no new summaries, even where a second attempt or another context made the key differ.
+    """
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT w.item_id, d.summary_key FROM unnest(%s::bigint[], %s::bytea[]) AS w (item_id, content_hash) "
+            "JOIN digest d ON d.item_id = w.item_id AND d.content_hash = w.content_hash WHERE d.version_id IN "
+            "(SELECT id FROM index_version WHERE status <> 'retired' AND summary_model = %s AND prompt_version = %s)",
+            [[item.id for item in items], [item.content_hash for item in items], version.summary_model, version.prompt_version],
+        )
+        return {item_id: bytes(key) for item_id, key in await cursor.fetchall()}
 
 
 async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> set[int]:

@@ -10,11 +10,11 @@ from psycopg.types.json import Json
 
 from starsearch.models import HASH_RECIPE, ITEM_TYPES, Checkpoint, Chunk, Comment, Counts, Item, Rejection
 from starsearch.store.database import Pool
+from starsearch.store.leases import LIVE
 from starsearch.store.repositories import ids_by_name
 from starsearch.store.statements import statement
 from starsearch.store.sweeps import Reached, advance, release_node_ids
 
-LIVE, BACKFILL = 0, 1
 Key = tuple[int, int]  # repository id, number
 Row = tuple[int, Item]  # repository id, item
 

@@ -23,6 +23,7 @@ from starsearch.store.tallies import fold
 BATCH = 64  # items of one lease, one embedding request and one transaction
 # Above the longest honest batch: two waves of requests at their timeout, retries included.
 LEASE = timedelta(minutes=30)
+LIVE, BACKFILL, BULK = 0, 1, 2  # priorities: what changed now, history asked for, what a new index version lacks (forgotten.sql)
 WORKER_LOCK = 78_271  # first key of the workers' advisory locks; the second is the worker's number. The view living_worker knows it too
 
 
@@ -50,9 +51,11 @@ async def find_due(pool: Pool) -> int:
         return (await connection.execute(statement("forgotten"))).rowcount
 
 
-async def count_due(pool: Pool, version_id: int) -> int:
+async def count_due(pool: Pool, version_id: int, *, priority: int = BULK) -> int:
+    """How many items of that priority or a more urgent one are due, leased or waiting for another try."""
     async with pool.connection() as connection:
-        row = await (await connection.execute("SELECT count(*) FROM due WHERE version_id = %s", [version_id])).fetchone()
+        cursor = await connection.execute("SELECT count(*) FROM due WHERE version_id = %s AND priority <= %s", [version_id, priority])
+        row = await cursor.fetchone()
     return int(row[0]) if row else 0
 
 
@@ -71,13 +74,16 @@ async def release_dead(pool: Pool) -> int:
         return cursor.rowcount
 
 
-async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH) -> Batch | None:
-    """Lease up to `size` due items, live ones before backfill, fresh ones before failed ones; None where nothing is due now."""
+async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH, priority: int = BULK) -> Batch | None:
+    """Lease up to `size` due items, live ones first and none less urgent than `priority`, fresh ones before failed ones.
+
+    None where nothing is due now.
+    """
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             """
             WITH picked AS (
-              SELECT item_id FROM due WHERE version_id = %(version)s AND due_at <= now()
+              SELECT item_id FROM due WHERE version_id = %(version)s AND priority <= %(priority)s AND due_at <= now()
               ORDER BY priority, attempts, item_id LIMIT %(size)s FOR UPDATE SKIP LOCKED
             ), token AS (
               SELECT nextval('lease_token') AS token
@@ -89,7 +95,7 @@ async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = 
             SELECT id, type, state, title, body, comments, content_hash, partition_at, attempts, lease_token
             FROM leased JOIN item ON id = item_id ORDER BY id
             """,
-            {"version": version_id, "size": size, "worker": worker_number, "lease": LEASE},
+            {"version": version_id, "priority": priority, "size": size, "worker": worker_number, "lease": LEASE},
         )
         rows = await cursor.fetchall()
     tokens = {row.pop("lease_token") for row in rows}
@@ -100,10 +106,12 @@ def _due_item(row: dict[str, Any]) -> DueItem:
     return DueItem(**row | {"comments": tuple(comment["body"] for comment in row["comments"])})
 
 
-async def next_retry(pool: Pool, version_id: int) -> datetime | None:
+async def next_retry(pool: Pool, version_id: int, *, priority: int = BULK) -> datetime | None:
     """When the next item that failed before is due again; None where nothing waits."""
     async with pool.connection() as connection:
-        cursor = await connection.execute("SELECT min(due_at) FROM due WHERE version_id = %s AND lease_token IS NULL", [version_id])
+        cursor = await connection.execute(
+            "SELECT min(due_at) FROM due WHERE version_id = %s AND priority <= %s AND lease_token IS NULL", [version_id, priority]
+        )
         row = await cursor.fetchone()
     return row[0] if row else None
 
