@@ -10,6 +10,8 @@ from starsearch.engines import open_embedding, open_llm
 from starsearch.errors import StarsearchError
 from starsearch.github.client import open_github
 from starsearch.github.rest import open_source
+from starsearch.inference.client import Engine
+from starsearch.inference.embed import take_probe
 from starsearch.settings import Settings
 from starsearch.sources import credentials
 from starsearch.storage import database_address
@@ -51,18 +53,25 @@ async def _database(settings: Settings) -> Check:
 
 
 async def _engine(settings: Settings, name: Literal["summaries", "embeddings"]) -> Check:
-    from starsearch.inference.embed import measure_dimensions
-
     try:
         if name == "summaries":
             async with open_llm(settings) as engine:
-                context = f", {engine.context_tokens:,} tokens of context" if engine.context_tokens else ""
-                return Check(name, "ok", f"{engine.model} at {engine.base_url}{context}")
+                tokens = f"{engine.context_tokens:,} tokens of context" if engine.context_tokens else "context unknown"
+                return _serves(name, engine, tokens)
         async with open_embedding(settings) as engine:
-            dimensions = await measure_dimensions(engine, settings.embedding_dimensions)
-            return Check(name, "ok", f"{engine.model} at {engine.base_url}, {dimensions} dimensions")
+            probe = await take_probe(engine, settings.embedding_dimensions)
+            return _serves(name, engine, f"{probe.shape[1]} dimensions")
     except StarsearchError as error:
         return Check(name, "error", str(error))
+
+
+def _serves(name: str, engine: Engine, size: str) -> Check:
+    message = f"{engine.model} at {engine.base_url} ({engine.dialect.kind}), {size}"
+    if len(engine.addresses) + len(engine.silent) > 1:
+        message += f", {len(engine.addresses)} addresses answer"
+    if engine.silent:
+        return Check(name, "warning", f"{message}; silent: {', '.join(engine.silent)}: start them, or take them out of the setting")
+    return Check(name, "ok", message)
 
 
 async def _github(settings: Settings) -> Check:

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from starsearch.cost import Prices, read_prices
-from starsearch.inference.client import Engine, open_client, preflight
-from starsearch.inference.embed import measure_dimensions
+from starsearch.inference.client import Engine, check_context, open_client, preflight
+from starsearch.inference.dialects import EMBEDDED
+from starsearch.inference.embed import Vectors, take_probe
 from starsearch.inference.prompts import PROMPT_VERSION, TEXT_RECIPE
 from starsearch.models import IndexVersion
 from starsearch.settings import Settings
@@ -24,17 +25,19 @@ class Engines:
     version: IndexVersion
     dimensions: int | None  # sent with each embedding request; None: not sent
     prices: Prices = field(default_factory=read_prices)
+    probe: Vectors | None = None  # what the embedding model makes of a few fixed texts; None: its weights are known
+    same_llm: bool = False
 
 
 @asynccontextmanager
 async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
     """Both engines, checked: they answer and serve the models. Raises a PreconditionMissing that says what to do."""
     async with open_llm(settings) as llm, open_embedding(settings) as embedding:
-        dimensions = await _dimensions(settings, embedding)
+        probe = await probe_remote(embedding, settings.embedding_dimensions)
         version = IndexVersion(
             embedding_model=embedding.model,
             embedding_revision=revision(settings),
-            dimensions=dimensions,
+            dimensions=_embedded_dimensions() if probe is None else probe.shape[1],
             text_recipe=TEXT_RECIPE,
             summary_model=llm.model,
             prompt_version=PROMPT_VERSION,
@@ -42,14 +45,22 @@ async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
             summary_base_url=settings.llm_base_url,
             sends_dimensions=settings.embedding_dimensions is not None,
         )
-        yield Engines(llm, embedding, version, settings.embedding_dimensions, read_prices(settings.prices))
+        prices = read_prices(settings.prices)
+        yield Engines(llm, embedding, version, settings.embedding_dimensions, prices, probe, settings.same_llm)
 
 
 @asynccontextmanager
 async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
     if settings.llm_base_url:
-        async with open_client(settings.llm_base_url, key=settings.llm_key, timeout_seconds=settings.engine_timeout_seconds) as client:
-            yield await preflight(client, settings.llm_model, purpose="LLM")
+        async with open_client(
+            settings.llm_base_url,
+            key=settings.llm_key,
+            timeout_seconds=settings.engine_timeout_seconds,
+            patience_seconds=settings.engine_patience_seconds,
+        ) as client:
+            engine = await preflight(client, settings.llm_model, purpose="LLM")
+            check_context(engine)
+            yield engine
         return
     from starsearch.embedded.extractive import MODEL
 
@@ -61,7 +72,10 @@ async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
 async def open_embedding(settings: Settings) -> AsyncIterator[Engine]:
     if settings.embedding_base_url:
         async with open_client(
-            settings.embedding_base_url, key=settings.embedding_key, timeout_seconds=settings.engine_timeout_seconds
+            settings.embedding_base_url,
+            key=settings.embedding_key,
+            timeout_seconds=settings.engine_timeout_seconds,
+            patience_seconds=settings.engine_patience_seconds,
         ) as client:
             yield await preflight(client, settings.embedding_model, purpose="EMBEDDING")
         return
@@ -83,13 +97,17 @@ async def _embedded(settings: Settings, model: str, purpose: str) -> AsyncIterat
         yield await preflight(client, model, purpose=purpose)
 
 
-async def _dimensions(settings: Settings, embedding: Engine) -> int:
-    if not settings.embedding_base_url:
-        from starsearch.embedded.minilm import DIMENSIONS
+async def probe_remote(embedding: Engine, dimensions: int | None) -> Vectors | None:
+    """What a remote model makes of a few texts; None for the embedded one, whose weights are checked by their hash."""
+    if embedding.dialect is EMBEDDED and dimensions in {None, _embedded_dimensions()}:
+        return None
+    return await take_probe(embedding, dimensions)
 
-        if settings.embedding_dimensions in {None, DIMENSIONS}:
-            return DIMENSIONS
-    return await measure_dimensions(embedding, settings.embedding_dimensions)
+
+def _embedded_dimensions() -> int:
+    from starsearch.embedded.minilm import DIMENSIONS
+
+    return DIMENSIONS
 
 
 def revision(settings: Settings) -> str:

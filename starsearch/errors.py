@@ -5,7 +5,8 @@ StarsearchError                exit 1
 │   ├── DatabaseUnavailable
 │   ├── DatabaseUnsuitable     too old, edited migration, unknown data folder
 │   ├── EngineUnavailable      no answer at all: the run stops, leases are handed back, no attempt is counted
-│   ├── ModelNotServed
+│   │   └── ModelNotServed     it answers, but not for this model
+│   ├── ContextTooSmall        the model's context holds no item worth summarizing
 │   ├── SourceUnavailable      GitHub, or what stands in for it, does not answer
 │   └── VersionMismatch        settings and the database's index version disagree (model, dimensions, prompt)
 ├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
@@ -43,11 +44,19 @@ class DatabaseUnsuitable(PreconditionMissing):
 
 
 class EngineUnavailable(PreconditionMissing):
-    """The inference engine does not answer."""
+    """The inference engine does not answer. `reached`: it got the request and then broke off, so the item may be why."""
+
+    def __init__(self, message: str, *, reached: bool = False) -> None:
+        super().__init__(message)
+        self.reached = reached
 
 
-class ModelNotServed(PreconditionMissing):
+class ModelNotServed(EngineUnavailable):
     """The inference engine answers, but does not serve the configured model."""
+
+
+class ContextTooSmall(PreconditionMissing):
+    """The inference engine was started with too short a context."""
 
 
 class SourceUnavailable(PreconditionMissing):
@@ -61,15 +70,16 @@ class VersionMismatch(PreconditionMissing):
 class DigestFailed(StarsearchError):
     """One item could not be digested; `reason` is a short, countable name and `detail` what the engine said.
 
-    permanent: another attempt would fail alike. engine: the fault may be the engine's, not the item's.
+    permanent: another attempt would fail alike. engine: the fault may be the engine's, not the item's. attempt: it counts as one.
     """
 
-    def __init__(self, reason: str, detail: str = "", *, permanent: bool = False, engine: bool = False) -> None:
+    def __init__(self, reason: str, detail: str = "", *, permanent: bool = False, engine: bool = False, attempt: bool = True) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
         self.permanent = permanent
         self.engine = engine
+        self.attempt = attempt
 
 
 class EngineFailing(StarsearchError):

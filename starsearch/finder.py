@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from starsearch.engines import probe_remote
 from starsearch.errors import PreconditionMissing
 from starsearch.inference.client import Engine
 from starsearch.inference.embed import embed
@@ -13,8 +14,11 @@ from starsearch.serving import open_version_embedding, sent_dimensions
 from starsearch.settings import Settings
 from starsearch.storage import open_store
 from starsearch.store.database import Pool
+from starsearch.store.identity import check_models
 from starsearch.store.search import MAX_QUERY, NO_FILTERS, Mode, search
 from starsearch.store.versions import active_version
+
+PATIENCE_SECONDS = 5.0  # somebody waits for the answer
 
 
 @dataclass
@@ -33,7 +37,10 @@ class Finder:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters = NO_FILTERS, limit: int = 10) -> list[Hit]:
-        """The best hits, best first. Raises EngineUnavailable, or DigestFailed where the engine cannot embed the query."""
+        """The best hits, best first.
+
+        Raises EngineUnavailable, DigestFailed where the engine cannot embed the query, VersionMismatch where it has another model now.
+        """
         version = await self._serving()
         vector = None
         if mode != "text":
@@ -50,7 +57,10 @@ class Finder:
     async def _engine(self, version: IndexVersion) -> Engine:
         async with self._opening:
             if version.id not in self._opened:
-                self._opened[version.id] = await self.engines.enter_async_context(open_version_embedding(self.settings, version))
+                settings = self.settings.model_copy(update={"engine_patience_seconds": PATIENCE_SECONDS})
+                engine = await self.engines.enter_async_context(open_version_embedding(settings, version))
+                await check_models(self.pool, version, probe=await probe_remote(engine, sent_dimensions(version)))
+                self._opened[version.id] = engine
             return self._opened[version.id]
 
 

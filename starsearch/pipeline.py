@@ -20,16 +20,18 @@ from starsearch.errors import (
     EngineUnavailable,
     LeaseLost,
     PreconditionMissing,
+    VersionMismatch,
 )
 from starsearch.github.client import Usage
 from starsearch.inference.client import counting
-from starsearch.inference.embed import embed
+from starsearch.inference.embed import embed_each
 from starsearch.inference.prompts import embedded_text
 from starsearch.inference.summarize import summarize, summary_key
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store.digests import Digest, Failure, abandon_batch, earlier_summaries, finish_batch
+from starsearch.store.identity import check_models
 from starsearch.store.items import store_chunk
 from starsearch.store.leases import BACKFILL, BULK, Batch, claim, count_due, find_due, next_retry, release_dead, worker
 from starsearch.store.ledger import Call, intend, read_usage
@@ -109,6 +111,7 @@ async def digest_lanes(store: Store, lanes: Sequence[Lane], run: Run, *, workers
 
 async def drain(store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
     """Digest what is known to be due; whatever is due in an earlier lane comes first. Errors: see `digest`."""
+    lanes = [lane for lane in lanes if await _unchanged(store, lane)]
     slots = asyncio.Semaphore(concurrency)
     async with worker(store.dsn) as number:
         totals = [await count_due(store.pool, lane.engines.version.id, priority=lane.priority) for lane in lanes]
@@ -120,6 +123,21 @@ async def drain(store: Store, lanes: Sequence[Lane], run: Run, *, workers: int =
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
+
+
+async def _unchanged(store: Store, lane: Lane) -> bool:
+    """Whether the models behind the version's names are those that made it; raises VersionMismatch where the run is for this one."""
+    engines = lane.engines
+    try:
+        await check_models(
+            store.pool, engines.version, probe=engines.probe, summary_identity=engines.llm.identity, same_llm=engines.same_llm
+        )
+    except VersionMismatch as error:
+        if lane.required:
+            raise
+        log.warning("index version %s is not kept up to date now: %s", engines.version.short, error)
+        return False
+    return True
 
 
 async def _work(digesters: Sequence["_Digester"], stop: asyncio.Event) -> None:
@@ -261,14 +279,17 @@ class _Digester:
         texts = [embedded_text(item.title, summary.text) for item, summary in pairs]
         unique = list(dict.fromkeys(texts))
         with counting() as call.spent:
-            try:
-                vectors, _ = await embed(self.engines.embedding, unique, dimensions=self.engines.dimensions)
-            except DigestFailed as error:
-                call.outcome = error.reason
-                return [], [Failure(item, "embed", error) for item, _ in pairs]
-        call.outcome = "ok"
+            vectors, _ = await embed_each(self.engines.embedding, unique, dimensions=self.engines.dimensions)
         by_text = dict(zip(unique, vectors, strict=True))
-        return [Digest(item, summary, by_text[text]) for (item, summary), text in zip(pairs, texts, strict=True)], []
+        call.outcome = next((vector.reason for vector in vectors if isinstance(vector, DigestFailed)), "ok")
+        digests, failures = [], []
+        for (item, summary), text in zip(pairs, texts, strict=True):
+            vector = by_text[text]
+            if isinstance(vector, DigestFailed):
+                failures.append(Failure(item, "embed", vector))
+            else:
+                digests.append(Digest(item, summary, vector))
+        return digests, failures
 
 
 def _spent(calls: Sequence[Call]) -> Counts:
@@ -284,8 +305,8 @@ def _spent(calls: Sequence[Call]) -> Counts:
 def _blame(
     answers: Sequence[Summary | DigestFailed | EngineUnavailable],
 ) -> list[Summary | DigestFailed]:
-    """One lost connection is that item's bad luck; when nobody got an answer, the engine is gone."""
+    """When nobody got an answer, the engine is gone. One lost connection may be its item's doing; a refusal is nobody's."""
     gone = [answer for answer in answers if isinstance(answer, EngineUnavailable)]
     if gone and len(gone) == len(answers):
         raise gone[0]
-    return [DigestFailed("no answer", str(a)) if isinstance(a, EngineUnavailable) else a for a in answers]
+    return [DigestFailed("no answer", str(a), attempt=a.reached) if isinstance(a, EngineUnavailable) else a for a in answers]

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import replace
 
 from starsearch.cost import read_prices
-from starsearch.engines import Engines, open_embedding, open_engines, open_llm, revision
+from starsearch.engines import Engines, open_embedding, open_engines, open_llm, probe_remote, revision
 from starsearch.errors import EngineUnavailable, ModelNotServed, PreconditionMissing, VersionMismatch
 from starsearch.inference.client import Engine
 from starsearch.inference.prompts import PROMPT_VERSION, TEXT_RECIPE
@@ -68,7 +68,8 @@ async def open_version(settings: Settings, version: IndexVersion) -> AsyncIterat
         _first(open_embedding, _embedding_candidates(settings, version)) as (embedding, embedding_settings),
     ):
         found = replace(version, summary_base_url=llm_settings.llm_base_url, embedding_base_url=embedding_settings.embedding_base_url)
-        yield Engines(llm, embedding, found, sent_dimensions(version), read_prices(settings.prices))
+        probe = await probe_remote(embedding, sent_dimensions(version))
+        yield Engines(llm, embedding, found, sent_dimensions(version), read_prices(settings.prices), probe, settings.same_llm)
 
 
 @asynccontextmanager

@@ -30,10 +30,13 @@ class Settings(BaseSettings):
     home: Path = Field(user_data_path("starsearch"), description="Folder for the embedded database and caches.")
     database_url: SecretStr | None = Field(None, description="Any PostgreSQL with pgvector >= 0.8.4; default: embedded.")
     allow_old_pgvector: bool = Field(False, description="Skip the pgvector version check. Older ones corrupt indexes.")
-    llm_base_url: str | None = Field(None, description='OpenAI-compatible base URL (".../v1"); default: embedded engine.')
+    llm_base_url: str | None = Field(
+        None, description='OpenAI-compatible base URL (".../v1"), several with commas, or dns+http://; default: embedded engine.'
+    )
     llm_model: str | None = Field(None, description="Chat model; default: the only one the engine serves.")
+    same_llm: bool = Field(False, description="The chat model is the same although the engine describes it otherwise now.")
     llm_api_key: SecretStr | None = Field(None, description="Key for llm_base_url.")
-    embedding_base_url: str | None = Field(None, description="OpenAI-compatible base URL; default: embedded engine.")
+    embedding_base_url: str | None = Field(None, description="The same for embeddings; default: embedded engine.")
     embedding_model: str | None = Field(None, description="Embedding model; default: the only one the engine serves.")
     embedding_api_key: SecretStr | None = Field(None, description="Key for embedding_base_url.")
     embedding_dimensions: int | None = Field(
@@ -46,6 +49,7 @@ class Settings(BaseSettings):
         None, description="host=key, comma-separated: for engines of index versions that the settings above do not name any more."
     )
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
+    engine_patience_seconds: float = Field(120, ge=0, description="How long a request is tried again while engines are overloaded or gone.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
     prices: Path | None = Field(None, description="Your own prices (TOML), over those of starsearch/prices.toml.")
     workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
@@ -79,14 +83,22 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("llm_base_url", "embedding_base_url", "github_graphql_url", "github_rest_url")
+    @field_validator("github_graphql_url", "github_rest_url")
     @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        if urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).netloc:
+    def _http(cls, value: str) -> str:
+        if not _is_address(value, "http", "https"):
             raise ValueError("must be an http:// or https:// address")
         return value.rstrip("/")
+
+    @field_validator("llm_base_url", "embedding_base_url")
+    @classmethod
+    def _engines(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        addresses = [address.strip().rstrip("/") for address in value.split(",") if address.strip()]
+        if not addresses or not all(_is_address(address, "http", "https", "dns+http", "dns+https") for address in addresses):
+            raise ValueError("must be an http:// or https:// address, several with commas, or dns+http://name:port/v1")
+        return ",".join(addresses)
 
     @field_validator("since")
     @classmethod
@@ -154,6 +166,11 @@ class Settings(BaseSettings):
 def _hosts(base_url: str | None) -> set[str]:
     """host:port of each address in a base URL."""
     return {urlsplit(address.strip()).netloc for address in (base_url or "").split(",") if address.strip()}
+
+
+def _is_address(value: str, *schemes: str) -> bool:
+    parts = urlsplit(value)
+    return parts.scheme in schemes and bool(parts.netloc)
 
 
 def read_settings() -> Settings:

@@ -225,7 +225,9 @@ class Mishaps(httpx2.AsyncHTTPTransport):
 
 
 async def test_tokens_in_the_ledger_are_those_the_engine_served_failures_included(store, row, jsonl, engine_port, monkeypatch):
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("starsearch.inference.endpoints.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("starsearch.inference.balancer.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("starsearch.inference.balancer.LONGEST_PAUSE_SECONDS", 0.001)
     await ingest_file(store, jsonl(*(row(n) for n in range(1, 151))))
     models = ("embedded-extractive-v1", "minilm-l6-v2")
     version = IndexVersion(models[1], "", 384, "recipe", models[0], "v1")
@@ -249,7 +251,9 @@ async def test_tokens_in_the_ledger_are_those_the_engine_served_failures_include
 
 
 async def test_totals_agree_with_the_calls_whatever_became_of_them(store, row, jsonl, monkeypatch):
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("starsearch.inference.endpoints.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("starsearch.inference.balancer.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("starsearch.inference.balancer.LONGEST_PAUSE_SECONDS", 0.001)
     await ingest_file(store, jsonl(*(row(n) for n in range(1, 151))))
     stub = StubEngine(lambda text, times: [None, failure(503), completion(""), httpx2.ConnectError("refused")][(len(text) + times) % 4])
     await digest_with(store, stub, workers=2)

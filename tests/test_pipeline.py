@@ -31,8 +31,8 @@ def quick_retries(monkeypatch):
 
 
 @asynccontextmanager
-async def engines_of(stub):
-    async with open_client("http://stub/v1", transport=httpx2.MockTransport(stub)) as client:
+async def engines_of(stub, patience_seconds=2.0):
+    async with open_client("http://stub/v1", transport=httpx2.MockTransport(stub), patience_seconds=patience_seconds) as client:
         engine = await preflight(client, "stub", purpose="LLM")
         yield Engines(engine, engine, VERSION, None)
 
@@ -43,8 +43,8 @@ async def ingest_file(store, path):
     return run.counts
 
 
-async def digest_with(store, stub, **options):
-    async with engines_of(stub) as engines, recorded_run(store, "digest") as run:
+async def digest_with(store, stub, patience_seconds=2.0, **options):
+    async with engines_of(stub, patience_seconds) as engines, recorded_run(store, "digest") as run:
         await digest(store, engines, run, **options)
     return run.counts
 
@@ -273,6 +273,18 @@ async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, j
     assert done.embedded == 2
     assert any("Changed meanwhile" in text for text in stub.asked)
     assert (await read_status(store.pool)).complete
+
+
+async def test_what_an_overloaded_engine_refuses_costs_no_attempt(store, row, jsonl):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 11))))
+    full = True
+    stub = StubEngine(lambda text, _: failure(503) if full and "report 3\n" in text else None)
+    with pytest.raises(EngineUnavailable, match="overloaded"):  # refused beside nine that were answered, then alone
+        await digest_with(store, stub)
+    assert await rows(store, "SELECT attempts, reason FROM due") == [(0, "no answer")]
+    full = False
+    done = await digest_with(store, stub)
+    assert (done.embedded, done.dead_letters) == (1, 0)
 
 
 async def test_the_ledger_knows_of_every_request_before_it_is_sent(store, row, jsonl):

@@ -1,24 +1,33 @@
 """One OpenAI-compatible engine behind the real OpenAI client: OpenAI, vLLM, Ollama, llama.cpp, or the embedded one.
 
-The base URL is the interface. Every HTTP request is counted where it is sent, so retries inside the SDK are not missed, what an
-answer cost is added up as it comes, whatever becomes of it, and the SDK's errors are translated here, once, into ours.
+The base URL is the interface. Below the client stands `endpoints`, which chooses among addresses and owns every retry. Every HTTP
+request is counted where it is sent, what an answer cost is added up as it comes, whatever becomes of it, and the SDK's errors are
+translated here, once, into ours.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import openai
 
-from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed
+from starsearch.errors import ContextTooSmall, DigestFailed, EngineUnavailable, ModelNotServed
+from starsearch.inference import dialects
+from starsearch.inference.balancer import Address, Balancer
+from starsearch.inference.dialects import UNKNOWN, Dialect, Entry
+from starsearch.inference.endpoints import BUSY, Endpoints, Resolve, out_of_credit, resolve
 from starsearch.models import Spending
 
-RETRIES = 2  # by the SDK: connection errors, 408, 409, 429 and 5xx, half a second to eight, Retry-After obeyed
 CONNECT_SECONDS = 5.0
+TIMEOUT_SECONDS = 120.0
+PATIENCE_SECONDS = 120.0
+PREFLIGHT_TRIES, PREFLIGHT_PAUSE_SECONDS = 3, 0.5
+MIN_CONTEXT_TOKENS = 1_024  # instructions, a summary, and enough of an item to summarize
 KEEP_ALIVE_SECONDS = 60.0
 MAX_TOKENS = 100_000_000  # of one answer; more is nonsense
 # the SDK would send OPENAI_ORG_ID and OPENAI_PROJECT_ID to any host, just because they are set
@@ -56,27 +65,43 @@ def _tokens(usage: Any, name: str) -> int:
     return tokens if isinstance(tokens, int) and 0 <= tokens <= MAX_TOKENS else 0
 
 
-async def _sent(_: httpx2.Request) -> None:
+def _sent() -> None:
     spending = _spending.get()
     if spending:
         spending.requests += 1
         spending.unanswered += 1
 
 
-async def _answered(_: httpx2.Response) -> None:
+def _answered() -> None:
     spending = _spending.get()
     if spending:
         spending.unanswered -= 1
 
 
+class Client(openai.AsyncOpenAI):
+    """The OpenAI client, and the addresses that its requests go to."""
+
+    endpoints: Endpoints
+
+
 @dataclass(frozen=True)
 class Engine:
-    """A client and the model it is used for. `context_tokens` is None where the engine does not say."""
+    """A client and the model it is used for. `context_tokens` is None where the engine does not say.
+
+    `identity` is what the engine says about the weights behind the model's name.
+    """
 
     client: openai.AsyncOpenAI
     base_url: str
     model: str
     context_tokens: int | None = None
+    dialect: Dialect = UNKNOWN
+    identity: dict[str, Any] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()  # that answer
+    silent: tuple[str, ...] = ()  # that do not
+
+    def sampling(self, max_tokens: int) -> dict[str, Any]:
+        return self.dialect.sampling(self.model, max_tokens)
 
 
 @asynccontextmanager
@@ -84,67 +109,157 @@ async def open_client(
     base_url: str,
     *,
     key: str | None = None,
-    timeout_seconds: float = 120,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    patience_seconds: float = PATIENCE_SECONDS,
     transport: httpx2.AsyncBaseTransport | None = None,
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The OpenAI client for a base URL. `transport` replaces the network, for the embedded engine and for tests."""
+    balancer: Balancer | None = None,
+    resolve: Resolve = resolve,
+) -> AsyncIterator[Client]:
+    """The OpenAI client for one base URL or several (see endpoints). A request is tried again for `patience_seconds`.
+
+    `transport` replaces the network, for the embedded engine and for tests; `balancer` and `resolve` likewise.
+    """
     limits = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_SECONDS)
     timeout = httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
-    hooks: dict[str, list[Any]] = {"request": [_sent], "response": [_answered]}
-    async with httpx2.AsyncClient(transport=transport, limits=limits, timeout=timeout, event_hooks=hooks, follow_redirects=False) as http:
+    endpoints = Endpoints(
+        base_url,
+        transport or httpx2.AsyncHTTPTransport(limits=limits),
+        patience_seconds=patience_seconds,
+        balancer=balancer,
+        resolve=resolve,
+        sent=_sent,
+        answered=_answered,
+    )
+    async with httpx2.AsyncClient(transport=endpoints, timeout=timeout, follow_redirects=False) as http:
         # a key is always given, because without one the SDK would send OPENAI_API_KEY to any host
-        client = openai.AsyncOpenAI(
-            base_url=base_url,
+        client = Client(
+            base_url=endpoints.base_url,
             api_key=key or "none",
             http_client=http,
-            max_retries=RETRIES,
+            max_retries=0,
             timeout=timeout,
             default_headers=NOT_FROM_THE_ENVIRONMENT,
         )
+        client.endpoints = endpoints
         yield client
 
 
-async def preflight(client: openai.AsyncOpenAI, wanted: str | None, *, purpose: str) -> Engine:
-    """Check that the engine serves the model; without one named, take the only one it serves.
+async def preflight(client: Client, wanted: str | None, *, purpose: str) -> Engine:
+    """Check that every address that answers serves the model; without one named, take the only one served.
 
     Raises EngineUnavailable or ModelNotServed, saying which setting to change. `purpose` is LLM or EMBEDDING.
     """
-    base_url = str(client.base_url).rstrip("/")
+    base_url = ",".join(map(str, client.endpoints.base_urls))
     try:
-        models = {model.id: model async for model in await client.models.list()}
-    except openai.APIConnectionError as error:
-        raise EngineUnavailable(
-            f"no engine answers at {base_url}: start it, or correct STARSEARCH_{purpose}_BASE_URL (unset: the embedded engine)"
-        ) from error
-    except openai.APIStatusError as error:
-        raise EngineUnavailable(
-            f"{base_url}/models answered {error.status_code}: check STARSEARCH_{purpose}_BASE_URL (it usually ends in /v1) "
-            f"and STARSEARCH_{purpose}_API_KEY"
-        ) from error
-    except (openai.APIError, ValueError, AttributeError, TypeError) as error:
-        raise EngineUnavailable(
-            f"{base_url}/models did not answer with a list of models: STARSEARCH_{purpose}_BASE_URL usually ends in /v1"
-        ) from error
+        addresses = await client.endpoints.addresses()
+    except httpx2.TransportError as error:
+        raise EngineUnavailable(f"{error}: correct STARSEARCH_{purpose}_BASE_URL") from error
+    found = await asyncio.gather(*(_models(client, address, purpose) for address in addresses))
+    serving = [(address, models) for address, models in zip(addresses, found, strict=True) if isinstance(models, dict)]
+    if not serving:
+        raise next(error for error in found if isinstance(error, EngineUnavailable))
+    names = [_choose(address.base_url, models, wanted, purpose) for address, models in serving]
+    (address, models), name = serving[0], names[0]
+    dialect = dialects.recognize(address.base_url, models[name])
+    identities = [dialect.identify(entries[each]) for (_, entries), each in zip(serving, names, strict=True)]
+    if len(set(names)) > 1 or (dialect.one_identity and any(identity != identities[0] for identity in identities)):
+        raise ModelNotServed(f"the addresses of {base_url} serve different models: {names}, {identities}; let all of them serve one")
+    contexts = [await _context(client, each, entries[name], dialect) for each, entries in serving]
+    return Engine(
+        client,
+        base_url,
+        name,
+        min((tokens for tokens in contexts if tokens), default=dialect.default_context),
+        dialect,
+        identities[0],
+        tuple(each.base_url for each, _ in serving),
+        tuple(address.base_url for address, models in zip(addresses, found, strict=True) if not isinstance(models, dict)),
+    )
+
+
+def check_context(engine: Engine) -> None:
+    """Raises ContextTooSmall where no item worth summarizing fits."""
+    if engine.context_tokens is not None and engine.context_tokens < MIN_CONTEXT_TOKENS:
+        raise ContextTooSmall(
+            f"{engine.model} at {engine.base_url} takes {engine.context_tokens:,} tokens of context, a summary needs at least "
+            f"{MIN_CONTEXT_TOKENS:,}: raise {engine.dialect.context_setting} (8192 is plenty) and start the engine again"
+        )
+
+
+def translate(error: openai.OpenAIError) -> DigestFailed | EngineUnavailable:
+    """The SDK's error in our words, after the retries: no answer is the engine's fault, anything else is the item's."""
+    match error:
+        case openai.APITimeoutError():
+            return DigestFailed("timeout", "the engine did not answer in time", engine=True)
+        case openai.APIConnectionError():
+            message = f"the engine does not answer any more ({error}): start it again, then run the command again"
+            return EngineUnavailable(message, reached=not isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout))
+        case openai.APIStatusError():
+            return _refused(error)
+        case _:
+            return DigestFailed("unreadable answer", str(error)[:300], engine=True)
+
+
+def _refused(error: openai.APIStatusError) -> DigestFailed | EngineUnavailable:
+    """What would be refused for every item stops the run and costs none of them an attempt."""
+    status = error.status_code
+    if status in {401, 403}:
+        return EngineUnavailable("the engine refuses the key: correct STARSEARCH_LLM_API_KEY or STARSEARCH_EMBEDDING_API_KEY")
+    if status == 404:
+        return ModelNotServed(f"the engine does not serve this model any more, or not for this: {error.message[:200]}")
+    if out_of_credit(error.response):
+        return EngineUnavailable("the engine's account is out of credit: top it up, then run the command again")
+    if status in BUSY:
+        return EngineUnavailable(f"the engine is overloaded (HTTP {status}, again and again): run the command again later")
+    return DigestFailed(f"HTTP {status}", str(error.message)[:300], permanent=status in {400, 413, 422}, engine=True)
+
+
+async def _models(client: Client, address: Address, purpose: str) -> dict[str, Entry] | EngineUnavailable:
+    """What one address serves, by name; or why that is unknown."""
+    base_url = address.base_url
+    for attempt in range(1, PREFLIGHT_TRIES + 1):
+        try:
+            answer = await client.endpoints.ask(address, "models", client.auth_headers)
+            if answer.status_code == 200:
+                return {str(entry["id"]): entry for entry in answer.json()["data"]}
+            unavailable = EngineUnavailable(
+                f"{base_url}/models answered {answer.status_code}: check STARSEARCH_{purpose}_BASE_URL (it usually ends in /v1) "
+                f"and STARSEARCH_{purpose}_API_KEY"
+            )
+            if answer.status_code < 500:
+                return unavailable
+        except httpx2.TransportError:
+            unavailable = EngineUnavailable(
+                f"no engine answers at {base_url}: start it, or correct STARSEARCH_{purpose}_BASE_URL (unset: the embedded engine)"
+            )
+        except (ValueError, KeyError, TypeError):
+            return EngineUnavailable(
+                f"{base_url}/models did not answer with a list of models: STARSEARCH_{purpose}_BASE_URL usually ends in /v1"
+            )
+        if attempt < PREFLIGHT_TRIES:
+            await asyncio.sleep(PREFLIGHT_PAUSE_SECONDS * attempt)
+    return unavailable
+
+
+def _choose(base_url: str, models: dict[str, Entry], wanted: str | None, purpose: str) -> str:
     name = wanted or (next(iter(models)) if len(models) == 1 else None)
     if name is None or name not in models:
         raise ModelNotServed(
             f"{base_url} serves {', '.join(models) or 'no model'}; "
             f"set STARSEARCH_{purpose}_MODEL to one of these" + (f" (it is {wanted})" if wanted else "")
         )
-    context = getattr(models[name], "max_model_len", None)
-    return Engine(client, base_url, name, context if isinstance(context, int) else None)
+    return name
 
 
-def translate(error: openai.OpenAIError) -> DigestFailed | EngineUnavailable:
-    """The SDK's error in our words, after its retries: no answer is the engine's fault, anything else is the item's."""
-    match error:
-        case openai.APITimeoutError():
-            return DigestFailed("timeout", "the engine did not answer in time", engine=True)
-        case openai.APIConnectionError():
-            return EngineUnavailable(f"the engine does not answer any more ({error}): start it again, then run the command again")
-        case openai.AuthenticationError() | openai.PermissionDeniedError():
-            return EngineUnavailable("the engine refuses the key: correct STARSEARCH_LLM_API_KEY or STARSEARCH_EMBEDDING_API_KEY")
-        case openai.APIStatusError():
-            return DigestFailed(f"HTTP {error.status_code}", str(error.message)[:300], engine=True)
-        case _:
-            return DigestFailed("unreadable answer", str(error)[:300], engine=True)
+async def _context(client: Client, address: Address, entry: Entry, dialect: Dialect) -> int | None:
+    """How many tokens fit, where the engine says so: on a page of its own, or beside the model's name."""
+    found = None
+    if dialect.context_page:
+        try:
+            answer = await client.endpoints.ask(address, dialect.context_page.format(model=entry["id"]), client.auth_headers)
+            found = dialects.field(answer.json(), dialect.context_page_field) if answer.status_code == 200 else None
+        except (httpx2.TransportError, ValueError):
+            found = None
+    if not isinstance(found, int):
+        found = dialects.field(entry, dialect.context_field) if dialect.context_field else None
+    return found if isinstance(found, int) and found > 0 else None

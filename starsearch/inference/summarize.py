@@ -41,8 +41,7 @@ async def _ask(engine: Engine, prompt: Prompt, *, key: bytes) -> Summary:
     answer = await engine.client.chat.completions.create(
         model=engine.model,
         messages=[{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
-        temperature=0,
-        max_tokens=prompt.max_tokens,
+        **engine.sampling(prompt.max_tokens),
     )
     prompt_tokens, completion_tokens = charge(answer.usage)
     text = _text(answer, prompt)

@@ -170,7 +170,7 @@ async def _store_failures(connection: AsyncConnection, version_id: int, failures
     """Count an attempt against each failed item; returns how many became dead letters."""
     dead = 0
     for failure in failures:
-        attempts = failure.item.attempts + 1
+        attempts = failure.item.attempts + failure.error.attempt
         values = {
             "version": version_id,
             "item": failure.item.id,

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed
-from starsearch.inference import client
+from starsearch.inference import client, endpoints
 from starsearch.inference.client import Engine, counting, open_client, preflight, translate
 from tests.stub_engine import completion, failure
 
@@ -40,8 +40,8 @@ async def ask(opened: openai.AsyncOpenAI) -> str | None:
 
 @pytest.fixture
 def no_retries(monkeypatch):
-    """The SDK waits half a second and more before it asks again."""
-    monkeypatch.setattr(client, "RETRIES", 0)
+    """Preflight waits half a second and more before it asks again."""
+    monkeypatch.setattr(client, "PREFLIGHT_TRIES", 1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ async def test_a_key_that_merely_is_in_the_environment_is_never_sent(key, sent, 
     assert "sk-environment" not in str(asked[0].headers.raw)
 
 
-async def test_retries_inside_the_sdk_are_counted():
+async def test_retries_are_counted():
     answers = [failure(500), failure(500), completion("Hello")]
     async with engine(lambda _: answers.pop(0)) as opened:
         with counting() as spent:
@@ -152,13 +152,16 @@ async def test_each_counting_block_counts_its_own():
         (httpx2.RemoteProtocolError("closed"), EngineUnavailable, "does not answer any more"),
         (failure(401), EngineUnavailable, "refuses the key: correct STARSEARCH_LLM_API_KEY"),
         (failure(403), EngineUnavailable, "refuses the key"),
-        (failure(404), DigestFailed, "HTTP 404"),
-        (failure(429), DigestFailed, "HTTP 429"),
+        (failure(404), ModelNotServed, "does not serve this model any more"),
+        (failure(429), EngineUnavailable, "overloaded"),  # nobody's attempt is counted
+        (failure(503), EngineUnavailable, "overloaded"),
+        (failure(500), DigestFailed, "HTTP 500"),
+        (failure(400), DigestFailed, "HTTP 400"),
+        (httpx2.Response(429, json={"error": {"message": "pay", "code": "insufficient_quota"}}), EngineUnavailable, "out of credit"),
     ],
 )
-@pytest.mark.usefixtures("no_retries")
 async def test_errors_are_the_engines_fault_or_the_items(answer, kind, message):
-    async with engine(answer) as opened:
+    async with engine(answer, patience_seconds=0) as opened:
         with pytest.raises(openai.OpenAIError) as caught:
             await ask(opened)
     translated = translate(caught.value)
@@ -172,4 +175,19 @@ async def test_a_server_error_after_the_retries_is_the_items():
             await ask(opened)
     translated = translate(caught.value)
     assert (translated.reason, translated.permanent) == ("HTTP 500", False)
-    assert spent.requests == client.RETRIES + 1
+    assert spent.requests == endpoints.TRIES
+
+
+@pytest.mark.parametrize(
+    ("answer", "reached"),
+    [
+        (httpx2.ConnectError("refused"), False),
+        (failure(503), False),
+        (httpx2.ReadError("closed"), True),  # perhaps this text is what killed it
+    ],
+)
+async def test_an_item_is_blamed_only_where_the_engine_got_it(answer, reached):
+    async with engine(answer, patience_seconds=0) as opened:
+        with pytest.raises(openai.OpenAIError) as caught:
+            await ask(opened)
+    assert translate(caught.value).reached is reached

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed, VersionMismatch
 from starsearch.inference.client import Engine, open_client
-from starsearch.inference.embed import embed, measure_dimensions
+from starsearch.inference.embed import embed, embed_each, take_probe
 from tests.stub_engine import failure
 
 THREE_FOUR, UP = [3.0, 4.0], [0.0, 2.0]
@@ -131,13 +131,67 @@ async def test_an_engine_that_does_not_tell_its_tokens_costs_nothing(usage):
         assert (await embed(opened, ["a"], dimensions=None))[1] == 0
 
 
-async def test_dimensions_are_measured_by_asking():
-    async with engine(answer([1.0, 2.0, 3.0])) as (opened, asked):
-        assert await measure_dimensions(opened, None) == 3
+async def test_the_probe_is_one_request_and_tells_the_dimensions():
+    async with engine(answer(UP, THREE_FOUR, UP)) as (opened, asked):
+        assert (await take_probe(opened, None)).shape == (3, 2)
     assert len(asked) == 1
 
 
 async def test_an_engine_without_embeddings_is_a_wrong_setting():
     async with engine(failure(404)) as (opened, _):
         with pytest.raises(ModelNotServed, match="STARSEARCH_EMBEDDING_MODEL"):
-            await measure_dimensions(opened, None)
+            await take_probe(opened, None)
+
+
+@asynccontextmanager
+async def judging(refuses: Callable[[str], bool], status: int = 400) -> AsyncIterator[tuple[Engine, list[list[str]]]]:
+    """An engine that refuses every batch with a text it does not like."""
+    asked: list[list[str]] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        texts = json.loads(request.content)["input"]
+        asked.append(texts)
+        return failure(status) if any(map(refuses, texts)) else answer(*([float(len(text)), 1.0] for text in texts))
+
+    async with open_client("http://engine.example/v1", transport=httpx2.MockTransport(handle), patience_seconds=0) as opened:
+        yield Engine(opened, "http://engine.example/v1", "m"), asked
+
+
+async def test_a_text_that_is_refused_costs_only_itself():
+    texts = [f"text {n}" for n in range(64)]
+    async with judging(lambda text: "50" in text or text == "tex") as (opened, asked):
+        vectors, tokens = await embed_each(opened, texts, dimensions=None)
+    failed = [n for n, vector in enumerate(vectors) if isinstance(vector, DigestFailed)]
+    assert failed == [50]
+    assert (vectors[50].reason, vectors[50].permanent) == ("HTTP 400", True)
+    assert len(asked) <= 2 * 6 + 2  # halves down to the one, and that one cut
+    assert tokens == 7 * sum(not any("50" in text or text == "tex" for text in batch) for batch in asked)
+
+
+async def test_a_text_that_is_too_long_is_cut_once():
+    async with judging(lambda text: len(text) > 60) as (opened, asked):
+        [vector], _ = await embed_each(opened, ["x" * 100], dimensions=None)
+    assert not isinstance(vector, DigestFailed)
+    assert [len(batch[0]) for batch in asked] == [100, 50]
+
+
+async def test_an_engine_in_trouble_is_not_asked_in_halves():
+    async with judging(lambda _: True, 500) as (opened, asked):
+        vectors, _ = await embed_each(opened, ["a", "b", "c"], dimensions=None)
+    assert [vector.reason for vector in vectors] == ["HTTP 500"] * 3
+    assert len(asked) == 1
+
+
+async def test_one_vector_without_a_direction_spoils_no_other():
+    async with engine(answer(UP, [float("nan"), 1.0], THREE_FOUR)) as (opened, _):
+        first, second, third = (await embed_each(opened, ["a", "b", "c"], dimensions=None))[0]
+    assert second.reason == "unusable vector"
+    np.testing.assert_allclose([third, first], UNIT, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[0, 0], [0, 2], [1, 2]])
+async def test_vectors_numbered_wrongly_are_unreadable(order):
+    async with engine(answer(UP, UP, UP, order=order)) as (opened, _):
+        with pytest.raises(DigestFailed) as caught:
+            await embed(opened, ["a", "b"], dimensions=None)
+    assert caught.value.reason == "unreadable answer"
