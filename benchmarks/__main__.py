@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, inference_overhead, leases
+from benchmarks import embedded, inference, inference_overhead, leases
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -20,6 +20,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "inference.overhead_cpu_ms_per_item": inference_overhead.overhead_cpu_ms_per_item,
     "inference.duplicates.requests": inference_overhead.duplicate_requests,
     "inference.memory_growth_mb": inference_overhead.memory_growth_mb,
+    "inference.balance.fresh": inference.restarted,  # and .rolling_restart, .vs_sticky
+    "inference.balance.scale_out": inference.scaled_out,
+    "inference.balance.slow_pod": inference.slow_pod,
     "store.leases.repositories_per_second": leases.repositories_per_second,
 }
 REPORT = Path(__file__).resolve().parents[1] / "build" / "bench.json"
