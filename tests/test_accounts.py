@@ -377,3 +377,17 @@ async def test_the_cost_command_adds_up_what_was_spent_and_compares_it(store, ro
     assert "cost unknown" in text
     assert "no price for stub" in text
     assert "Break-even is with the cheapest API" in text
+
+
+async def test_the_calls_for_one_item_are_found_by_their_index(store):
+    async with store.pool.connection() as connection:
+        await connection.execute("INSERT INTO run (kind) VALUES ('digest')")
+        # 3,000 rows: fewer are read faster without an index
+        await connection.execute(
+            "INSERT INTO engine_call (run_id, purpose, model, lease_token, items, item_ids, requests, prompt_tokens, completion_tokens) "
+            "SELECT run.id, 'summary', 'stub', 1, 1, ARRAY[n], 1, 1, 1 FROM run, generate_series(1, 3000) AS n"
+        )
+        await connection.execute("ANALYZE engine_call")
+        query = "EXPLAIN SELECT sum(requests::float8 / items) FROM engine_call WHERE item_ids @> ARRAY[17::bigint]"
+        plan = "\n".join(line for (line,) in await (await connection.execute(query)).fetchall())
+    assert "engine_call_items" in plan
