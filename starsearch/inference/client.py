@@ -6,8 +6,9 @@ translated here, once, into ours.
 """
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 
 import httpx2
 import openai
+from openai.types.chat import ChatCompletion
+from pydantic import ValidationError
 
 from starsearch.errors import ContextTooSmall, DigestFailed, EngineUnavailable, ModelNotServed
 from starsearch.inference import dialects
@@ -175,6 +178,19 @@ async def preflight(client: Client, wanted: str | None, *, purpose: str) -> Engi
         tuple(each.base_url for each, _ in serving),
         tuple(address.base_url for address, models in zip(addresses, found, strict=True) if not isinstance(models, dict)),
     )
+
+
+async def complete(engine: Engine, messages: Sequence[Mapping[str, str]], **options: Any) -> ChatCompletion:
+    """One chat request. Raises openai.OpenAIError; AttributeError, TypeError or ValueError where a 200 holds no answer.
+
+    As client.chat.completions.create, for two thirds of its CPU: that copies every message and builds its answer field by field.
+    """
+    body = {"model": engine.model, "messages": messages, **options}
+    answer = await engine.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+    try:
+        return ChatCompletion.model_validate_json(answer.content)
+    except ValidationError:  # an engine that leaves something out: read as leniently as the SDK would
+        return ChatCompletion.construct(**json.loads(answer.content))
 
 
 def check_context(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from starsearch.errors import DigestFailed
-from starsearch.inference.client import Engine, charge, translate
+from starsearch.inference.client import Engine, charge, complete, translate
 from starsearch.inference.prompts import Prompt, prompt_for
 from starsearch.models import DueItem, Summary, clean
 
@@ -38,11 +38,8 @@ def summary_key(engine: Engine, item: DueItem) -> bytes:
 
 
 async def _ask(engine: Engine, prompt: Prompt, *, key: bytes) -> Summary:
-    answer = await engine.client.chat.completions.create(
-        model=engine.model,
-        messages=[{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
-        **engine.sampling(prompt.max_tokens),
-    )
+    messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+    answer = await complete(engine, messages, **engine.sampling(prompt.max_tokens))
     prompt_tokens, completion_tokens = charge(answer.usage)
     text = _text(answer, prompt)
     return Summary(key, text, _source(engine.model), prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)

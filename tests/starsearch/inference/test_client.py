@@ -1,5 +1,6 @@
 """The real OpenAI client on a fake wire: which engine is accepted, what is counted, and whose fault an error is."""
 
+import json
 from typing import Any
 
 import httpx2
@@ -8,7 +9,7 @@ import pytest
 
 from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed
 from starsearch.inference import client, endpoints
-from starsearch.inference.client import Engine, counting, open_client, preflight, translate
+from starsearch.inference.client import Engine, complete, counting, open_client, preflight, translate
 from tests.stub_engine import completion, failure
 
 BASE = "http://engine.example/v1"
@@ -34,7 +35,7 @@ async def check(answer: Any, wanted: str | None = None, purpose: str = "LLM") ->
 
 
 async def ask(opened: openai.AsyncOpenAI) -> str | None:
-    answer = await opened.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello"}])
+    answer = await complete(Engine(opened, BASE, "m"), [{"role": "user", "content": "Hello"}])
     return answer.choices[0].message.content
 
 
@@ -191,3 +192,30 @@ async def test_an_item_is_blamed_only_where_the_engine_got_it(answer, reached):
         with pytest.raises(openai.OpenAIError) as caught:
             await ask(opened)
     assert translate(caught.value).reached is reached
+
+
+async def test_an_answer_without_what_nobody_needs_is_an_answer():
+    bare = httpx2.Response(200, json={"choices": [{"message": {"content": "Hello"}}]})
+    async with engine(bare) as opened:
+        assert await ask(opened) == "Hello"
+
+
+@pytest.mark.parametrize("body", ["<html>a proxy's page</html>", "[1]", '"Hello"', "null", ""])
+async def test_a_200_that_holds_no_answer_is_told_apart_from_one_that_does(body):
+    async with engine(httpx2.Response(200, text=body)) as opened:
+        with pytest.raises((AttributeError, TypeError, ValueError)):
+            await ask(opened)
+
+
+async def test_a_request_is_what_the_sdk_would_have_sent():
+    sent = []
+
+    def answer(request):
+        sent.append((request.method, str(request.url), json.loads(request.content), request.headers["authorization"]))
+        return completion("Hello")
+
+    async with engine(answer, key="sk-ours") as opened:
+        messages = [{"role": "user", "content": "Hello"}]
+        await complete(Engine(opened, BASE, "m"), messages, temperature=0, max_tokens=7)
+        await opened.chat.completions.create(model="m", messages=messages, temperature=0, max_tokens=7)
+    assert sent[0] == sent[1]
