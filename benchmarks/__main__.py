@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, inference, inference_overhead, leases
+from benchmarks import embedded, inference, inference_overhead, leases, status
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "inference.balance.scale_out": inference.scaled_out,
     "inference.balance.slow_pod": inference.slow_pod,
     "store.leases.repositories_per_second": leases.repositories_per_second,
+    "store.status.seconds": status.status_seconds,
 }
 REPORT = Path(__file__).resolve().parents[1] / "build" / "bench.json"
 

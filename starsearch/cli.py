@@ -107,19 +107,27 @@ async def _doctor(settings: Settings, json: bool) -> int:
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Then make the roles starsearch_owner, _writer and _reader, and grant what each needs.")
+    ] = False,
+) -> None:
     """Bring the database's schema up to date. Safe from many processes at once."""
-    _run(_migrate(read_settings()))
+    _run(_migrate(read_settings(), roles))
 
 
-async def _migrate(settings: Settings) -> None:
+async def _migrate(settings: Settings, roles: bool) -> None:
     from starsearch.storage import database_address
     from starsearch.store.database import connect
     from starsearch.store.migrate import migrate
+    from starsearch.store.roles import set_up_roles
 
     async with database_address(settings) as dsn, await connect(dsn) as connection:
         applied = await migrate(connection, allow_old_pgvector=settings.allow_old_pgvector)
-    typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+        typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+        if roles:
+            made = await set_up_roles(connection)
+            typer.echo(f"roles made: {', '.join(made)}; set their passwords" if made else "the roles are there; rights granted")
 
 
 @app.command()

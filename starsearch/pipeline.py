@@ -36,6 +36,7 @@ from starsearch.store.items import store_chunk
 from starsearch.store.leases import BACKFILL, BULK, Batch, claim, count_due, find_due, next_retry, release_dead, worker
 from starsearch.store.ledger import Call, intend, read_usage
 from starsearch.store.runs import finish_run, start_run
+from starsearch.store.tallies import fold
 from starsearch.store.turns import take_turns
 from starsearch.store.versions import ensure_version
 
@@ -66,6 +67,7 @@ async def recorded_run(store: Store, kind: str, progress: Progress = no_progress
     finally:
         run.counts.seconds = time.monotonic() - started
         await finish_run(store.pool, run.id, run.counts, run.github.as_dict() if run.github else None)
+        await fold(store.pool)  # so that whoever asks for the status next does not wait for it
 
 
 async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:

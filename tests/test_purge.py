@@ -88,6 +88,7 @@ async def test_it_is_gone_everywhere_and_a_file_does_not_bring_it_back(store, en
     would = await plan(store.pool, target)
     assert await adds_up(store) == 30
     done = await purge(store.pool, target)
+    spent = (await read_status(store.pool)).usage["prompt_tokens"]
     assert (done.items, done.digests, done.comments) == (items, items, would.comments)
     assert would.items == items
     if target.author:
@@ -95,6 +96,7 @@ async def test_it_is_gone_everywhere_and_a_file_does_not_bring_it_back(store, en
         async with recorded_run(store, "digest") as run:
             await digest(store, engines, run)
         assert run.counts.embedded == 1
+        spent = (await read_status(store.pool)).usage["prompt_tokens"]
         await purge(store.pool, target)  # and the summary of the text with it is not left behind
         assert "zyzzyva" not in await everything(store)
     assert await adds_up(store) == 30 - items
@@ -103,6 +105,8 @@ async def test_it_is_gone_everywhere_and_a_file_does_not_bring_it_back(store, en
     assert trace not in (await everything(store)).lower()
     assert await adds_up(store) == 30 - items
     assert (await purge(store.pool, target)).items == 0
+    assert await rows(store, "SELECT count(*) FROM engine_call c, unnest(item_ids) AS i WHERE i NOT IN (SELECT id FROM item)") == [(0,)]
+    assert (await read_status(store.pool)).usage["prompt_tokens"] == spent  # what it cost stays, whom it was for does not
 
 
 async def test_what_others_use_too_stays(store, engines, row, jsonl):

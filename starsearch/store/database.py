@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from starsearch.errors import DatabaseUnavailable
+from starsearch.errors import DatabaseUnavailable, DatabaseUnsuitable
 from starsearch.store.migrate import migrate
 
 CONNECT_SECONDS = 10
@@ -46,6 +46,11 @@ async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = F
     except (PoolTimeout, psycopg.OperationalError) as error:
         raise DatabaseUnavailable(
             f"{describe(dsn)} does not answer any more ({str(error).strip()}): see its log, then run the same command again"
+        ) from error
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
+        raise DatabaseUnsuitable(
+            f"{describe(dsn)} does not let this user do that ({str(error).strip().splitlines()[0]}): use one that may (docs/operations.md, "
+            "Roles), or a database that is not read-only"
         ) from error
     finally:
         await pool.close()

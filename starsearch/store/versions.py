@@ -50,7 +50,8 @@ async def live_versions(pool: Pool) -> list[IndexVersion]:
 async def ensure_version(pool: Pool, wanted: IndexVersion) -> IndexVersion:
     """The active version, made from `wanted` in a new database; raises VersionMismatch where it is another one."""
     async with pool.connection() as connection:
-        await connection.execute("LOCK TABLE index_version IN SHARE ROW EXCLUSIVE MODE")
+        if await _one(connection, "WHERE status = 'active'") is None:  # the lock, and what is made under it, are the owner's
+            await connection.execute("LOCK TABLE index_version IN SHARE ROW EXCLUSIVE MODE")
         active = await _one(connection, "WHERE status = 'active'")
         if active is None:
             active = await _create(connection, wanted, "active")

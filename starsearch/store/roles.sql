@@ -1,0 +1,19 @@
+-- What each role may do; {owner}, {writer} and {reader} exist. Safe to run again, and run again after each migration.
+-- The owner migrates, builds index versions and purges repositories; the writer crawls and digests; the reader searches and asks.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO {owner};
+GRANT USAGE ON SCHEMA public TO {writer}, {reader};
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO {writer}, {reader};
+GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {writer};
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {writer};
+-- What keeps the schema and the versions right is the owner's.
+REVOKE INSERT, UPDATE, DELETE ON schema_migration, index_version FROM {writer};
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT SELECT ON TABLES TO {writer}, {reader};
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT INSERT, UPDATE, DELETE ON TABLES TO {writer};
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT USAGE ON SEQUENCES TO {writer};
+-- A search that takes longer than this is a mistake or an attack; a writer's statement is at most one batch.
+ALTER ROLE {reader} IN DATABASE {database} SET statement_timeout = '5s';
+ALTER ROLE {reader} IN DATABASE {database} SET default_transaction_read_only = on;
+ALTER ROLE {reader} IN DATABASE {database} SET idle_in_transaction_session_timeout = '30s';
+ALTER ROLE {writer} IN DATABASE {database} SET statement_timeout = '10min';
+ALTER ROLE {writer} IN DATABASE {database} SET idle_in_transaction_session_timeout = '10min';

@@ -1,0 +1,145 @@
+"""Every hot statement outside search reads by index, however large the tables are: what EXPLAIN says at some thousands of rows."""
+
+import re
+from datetime import UTC, datetime
+
+import pytest
+from pgvector import HalfVector
+from psycopg.types.json import Json
+
+from starsearch.models import HASH_RECIPE, IndexVersion
+from starsearch.store import leases, repository_leases, sweeps, tallies
+from starsearch.store.statements import statement
+from starsearch.store.versions import ensure_version
+
+# with fewer, a sequential scan of these narrow rows is rightly cheaper and the tests would prove nothing
+ITEMS, REPOSITORIES = 6_000, 3_000
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+@pytest.fixture
+async def filled(store):
+    version = await ensure_version(store.pool, IndexVersion("stub", "", 4, "recipe", "stub", "v1"))
+    async with store.pool.connection() as connection:
+        await connection.execute(
+            "INSERT INTO repository (full_name, node_id, followed) SELECT 'o/r' || n, 'R_' || n, true FROM generate_series(1, %s) AS n",
+            [REPOSITORIES],
+        )
+        await connection.execute(
+            "INSERT INTO item (repository_id, number, node_id, stored_at, type, state, title, content_hash) "
+            "SELECT 1 + n %% %s, n, 'I_' || n, now(), 'issue', 'open', 'Title', sha256(n::text::bytea) FROM generate_series(1, %s) AS n",
+            [REPOSITORIES, ITEMS],
+        )
+        await connection.execute(
+            "INSERT INTO summary (key, text, source, model, prompt_version, prompt_tokens, completion_tokens) "
+            "SELECT content_hash, title, 'model', 'stub', 'v1', 0, 0 FROM item"
+        )
+        await connection.execute(
+            "INSERT INTO digest (version_id, item_id, partition_at, content_hash, summary_key, embedding) "
+            "SELECT %s, id, partition_at, content_hash, content_hash, %s FROM item WHERE id %% 2 = 0",
+            [version.id, HalfVector([1, 0, 0, 0])],
+        )
+    await leases.find_due(store.pool)
+    await tallies.fold(store.pool)
+    async with store.pool.connection() as connection:
+        await connection.execute("INSERT INTO tally_dirty VALUES (3), (4)")
+        await connection.commit()
+        await connection.set_autocommit(True)
+        await connection.execute("VACUUM ANALYZE")
+        await connection.set_autocommit(False)
+
+
+class Recorder:
+    """Stands for a connection: keeps the statements that a function of ours would run, with their parameters."""
+
+    def __init__(self):
+        self.ran = []
+
+    async def execute(self, query, parameters=None):
+        self.ran.append((query, parameters))
+        return self
+
+    async def fetchall(self):
+        return []
+
+
+async def told(work):
+    recorder = Recorder()
+    await work(recorder)
+    return recorder.ran
+
+
+async def plan(store, query, parameters=None):
+    query = query if isinstance(query, bytes) else query.encode()
+    async with store.pool.connection() as connection:
+        cursor = await connection.execute(b"EXPLAIN " + query, parameters)
+        return "\n".join(line for (line,) in await cursor.fetchall())
+
+
+def scanned(text):
+    """Tables read from end to end."""
+    return set(re.findall(r"Seq Scan on (\w+)", text))
+
+
+LARGE = {"item", "repository", "digest_v1", "summary", "due"}
+ROW = {
+    "repository_id": 1,
+    "number": 7_001,
+    "type": "issue",
+    "state": "open",
+    "title": "x",
+    "body": "",
+    "url": "",
+    "labels": [],
+    "comments": [],
+    "excerpt": False,
+    "content_hash": "00",
+}
+SWEEPER = {"host": "github.com", "worker": 1, "began": NOW, "now": NOW, "since": NOW, "size": 500, "lease": repository_leases.LEASE}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("store_items", {"rows": Json([ROW]), "recipe": HASH_RECIPE}),
+        ("due", {"ids": [1, 2, 3], "priority": 0}),
+        ("claim_repositories", SWEEPER | {"size": 20}),
+        ("to_sweep", {"host": "github.com", "since": NOW, "nodes": ["R_1", "R_2"]}),
+    ],
+)
+async def test_statements_of_crawl_and_ingest(store, filled, name, parameters):
+    assert not scanned(await plan(store, statement(name), parameters)) & LARGE
+
+
+async def test_a_claim_takes_the_next_batch_from_the_index(store, filled, monkeypatch):
+    text = await plan(
+        store,
+        "SELECT item_id FROM due WHERE version_id = 1 AND due_at <= now() ORDER BY priority, attempts, item_id LIMIT 64 "
+        "FOR UPDATE SKIP LOCKED",
+    )
+    assert "due_next" in text
+    assert "Sort" not in text
+
+
+async def test_what_a_sweep_tells_and_how_far_it_got(store, filled):
+    from starsearch.models import SeenItem
+
+    ran = await told(lambda recorder: sweeps.record_seen(recorder, [(1, SeenItem("I_9", 9, "issue", NOW))]))
+    ran += await told(lambda recorder: sweeps.advance(recorder, [sweeps.Reached(1, "issue", NOW, NOW)]))
+    ran += await told(lambda recorder: sweeps.entomb(recorder, ["I_9"]))
+    assert len(ran) >= 5
+    for query, parameters in ran:
+        if not query.startswith("LOCK"):
+            assert not scanned(await plan(store, query, parameters)) & LARGE, query
+
+
+async def test_finding_what_was_forgotten_looks_at_the_blocks_that_miss_something(store, filled):
+    assert not scanned(await plan(store, statement("forgotten"))) & LARGE
+
+
+async def test_status_reads_counts_and_the_blocks_that_changed(store, filled):
+    for query, parameters in (
+        (tallies.COUNTS, None),
+        (statement("gap_items"), {"versions": [0, 1], "repositories": 5, "examples": 3, "blocks": 400}),
+    ):
+        assert not scanned(await plan(store, query, parameters)) & (LARGE - {"repository"}), query
