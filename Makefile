@@ -42,7 +42,7 @@ $(UV):
 	@$(PYTHON) -m venv .uv && .uv/bin/python -m pip -q --disable-pip-version-check install uv==0.13.9
 
 .venv/ready: requirements.lock pyproject.toml $(UV)
-	@echo "setting up .venv (about 660 MB, once)"
+	@echo "setting up .venv (about 1 GB, once)"
 	@test -x $(RUN)/python || $(UV) venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 	@VIRTUAL_ENV=.venv $(UV) pip sync -q --compile-bytecode --require-hashes requirements.lock
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation --editable .
