@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from starsearch import cli_web
 from starsearch.cli_ledger import cost, dead_letters
 from starsearch.cli_versions import reprocess, versions
 from starsearch.errors import PreconditionMissing, StarsearchError
@@ -543,6 +544,7 @@ def engine(port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: An
 
 app.command()(cost)
 app.add_typer(dead_letters, name="dead-letters")
+cli_web.register(app)
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -377,6 +377,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Hit:
+    id: int  # the database's own, not shown
     url: str
     repo: str
     number: int

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     top: int = Field(40_000, ge=1, le=1_000_000, description="How many repositories `rank` follows.")
     repositories: Annotated[tuple[str, ...], NoDecode] = Field((), description="What a crawl follows when none is named; comma-separated.")
 
+    requests_per_minute: int = Field(600, ge=1, description="Of one key, or one address, to `starsearch serve`; a key may have its own.")
+
     prefect_api_url: str | None = Field(
         None,
         validation_alias="PREFECT_API_URL",

@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starsearch.settings import Settings
-from starsearch.store.database import Pool, open_database
+from starsearch.store.database import Pool, connect, open_database
+from starsearch.store.migrate import migrate
+from starsearch.store.reader import check_role, open_reader_pool
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,14 @@ async def database_address(settings: Settings) -> AsyncIterator[str]:
         yield server.dsn
     finally:
         server.close()
+
+
+@asynccontextmanager
+async def open_reader(settings: Settings, *, size: int) -> AsyncIterator[Pool]:
+    """Connections that read, and add feedback, whatever they are told to do. Raises DatabaseUnsuitable where the role is missing."""
+    async with database_address(settings) as dsn:
+        async with await connect(dsn) as connection:
+            await migrate(connection, allow_old_pgvector=settings.allow_old_pgvector)
+            await check_role(connection)
+        async with open_reader_pool(dsn, size=size) as pool:
+            yield pool

@@ -104,5 +104,6 @@ def _rounded(value: float | None) -> float | None:
 
 
 def hit_as_dict(hit: Hit) -> dict[str, Any]:
-    """The JSON shape of a hit: its fields, times in ISO 8601."""
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in vars(hit).items()}
+    """The JSON shape of a hit: its fields but the database's id, times in ISO 8601."""
+    fields = {name: value for name, value in vars(hit).items() if name != "id"}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}

@@ -44,7 +44,7 @@ WITH lexeme AS MATERIALIZED (
   LEFT JOIN bm25 b ON b.id = c.id
 )
 SELECT
-  i.url, r.full_name AS repo, i.number, i.type, i.state, i.author, i.labels, i.title, s.text AS summary, s.source AS summary_source,
+  i.id, i.url, r.full_name AS repo, i.number, i.type, i.state, i.author, i.labels, i.title, s.text AS summary, s.source AS summary_source,
   CASE %(mode)s WHEN 'vector' THEN cosine WHEN 'text' THEN scored.words ELSE cosine + {text_weight} * scored.words END AS score,
   cosine, scored.words AS word_score, i.created_at, i.updated_at, i.closed_at
 FROM scored

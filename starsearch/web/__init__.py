@@ -1,0 +1,1 @@
+"""The search page, the HTTP API and the MCP server: one process that reads, and writes nothing but feedback."""

@@ -1,0 +1,79 @@
+"""/v1: search, items, status and feedback for programs. The OpenAPI document is made from these functions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from starsearch.explain import explain
+from starsearch.store.reading import read_item
+from starsearch.store.web import store_feedback
+from starsearch.web.problems import Problem, Refused
+from starsearch.web.shapes import Feedback, HitShape, ItemShape, Repository, SearchAnswer, SearchQuery, StatusShape
+from starsearch.web.site import Site
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    sentences = {
+        400: "The request cannot be read.",
+        401: "A key is needed, or this one is not valid.",
+        403: "Sent by another site's page.",
+        404: "No such item.",
+        413: "More than 64 KiB were sent.",
+        422: "A parameter is wrong; the detail says which.",
+        429: "Too many requests; Retry-After says when to come back.",
+        503: "The database or the engine does not answer, or too many ask; Retry-After says when to come back.",
+    }
+    every = {400, 401, 422, 429, 503}
+    return {status: {"description": sentences[status], "model": Problem} for status in sorted(every | set(statuses))}
+
+
+def site_of(request: Request) -> Site:
+    site: Site = request.app.state.site
+    return site
+
+
+TheSite = Annotated[Site, Depends(site_of)]
+router = APIRouter(prefix="/v1", tags=["v1"])
+
+
+@router.get("/search", responses=_problems())
+async def search(asked: Annotated[SearchQuery, Query()], site: TheSite) -> SearchAnswer:
+    """Find items by what they mean."""
+    found = await site.searching.find(asked)
+    hits = [HitShape.model_validate(hit) for hit in found.hits]
+    return SearchAnswer(query=asked.q, mode=asked.mode, index_version=found.index_version, hits=hits, next_cursor=found.next_cursor)
+
+
+@router.get("/items/{owner}/{name}/{number}", responses=_problems(404))
+async def item(
+    owner: Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")],
+    name: Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")],
+    number: Annotated[int, Path(ge=1, le=2**31 - 1)],
+    site: TheSite,
+) -> ItemShape:
+    """One item, and where its digest came from."""
+    return ItemShape.model_validate(await stored_item(site, f"{owner}/{name}", number))
+
+
+async def stored_item(site: Site, repo: Repository, number: int) -> dict[str, Any]:
+    """An item with its provenance; raises Refused where it is not stored."""
+    address = {"host": site.settings.github_host, "repo": repo, "number": number}
+    row = await read_item(site.pool, address)
+    if row is None:
+        raise Refused(404, f"{repo}#{number} is not stored here")
+    return row | {"provenance": await explain(site.pool, address) or {}}
+
+
+@router.get("/status", responses=_problems())
+async def status(site: TheSite) -> StatusShape:
+    """Completeness, with every gap named; at most five seconds old."""
+    return StatusShape.model_validate((await site.status.get()).as_dict())
+
+
+@router.post("/feedback", status_code=204, responses=_problems(403, 404, 413))
+async def feedback(given: Feedback, site: TheSite) -> None:
+    """Say whether a hit, or an answer, was what you were looking for."""
+    if (given.about == "hit") != (given.url is not None):
+        raise Refused(422, "url: belongs to a hit, and every hit has one")
+    if not await store_feedback(site.pool, given.model_dump()):
+        raise Refused(404, "no item with this address is stored here")

@@ -1,0 +1,123 @@
+"""What the page, the API and the MCP server all call: search over the version that serves now, with bounds.
+
+Finder does the searching. Here is what only a process needs which many ask at once: no more questions are worked on than the machine can
+carry, nobody waits for ever, and a page can be turned.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from starsearch.errors import PreconditionMissing
+from starsearch.finder import Finder
+from starsearch.models import Hit
+from starsearch.settings import Settings
+from starsearch.store.database import Pool
+from starsearch.store.reading import hits_of_items
+from starsearch.store.versions import active_version
+from starsearch.store.web import cursor_key
+from starsearch.web import cursors
+from starsearch.web.metrics import Metrics
+from starsearch.web.problems import Refused
+from starsearch.web.shapes import MOST, SearchQuery
+
+AT_ONCE = 8  # searches in PostgreSQL and the engine at the same time
+QUEUE = 400  # searches that wait; the next one is told to come back
+WAIT_SECONDS = 20.0
+
+
+class Turnstile:
+    """So many at once, so many waiting, and nobody for ever."""
+
+    def __init__(self, at_once: int = AT_ONCE, queue: int = QUEUE, wait_seconds: float = WAIT_SECONDS) -> None:
+        self._free = asyncio.Semaphore(at_once)
+        self._queue = queue
+        self._wait_seconds = wait_seconds
+        self.waiting = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        if self.waiting >= self._queue:
+            raise _busy()
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._free.acquire()
+        except TimeoutError:
+            raise _busy() from None
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+def _busy() -> Refused:
+    return Refused(503, "too many searches at once: try again in a moment", {"Retry-After": "2"})
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page of a ranked list. index_version: of the ranking, 12 characters."""
+
+    hits: list[Hit]
+    index_version: str
+    next_cursor: str | None = None
+
+
+class Searching:
+    def __init__(self, settings: Settings, pool: Pool, engines: AsyncExitStack, metrics: Metrics) -> None:
+        self.pool = pool
+        self._settings = settings
+        self._engines = engines
+        self._finder: Finder | None = None
+        self._metrics = metrics
+        self.turnstile = Turnstile()
+        self._cursor_key: bytes | None = None
+
+    async def find(self, asked: SearchQuery) -> Found:
+        """A page of hits, best first. Raises Refused, and what Finder.find and the database raise."""
+        if asked.cursor:
+            return await self._turn_page(asked, asked.cursor)
+        async with self.turnstile.turn():
+            with self._metrics.search_seconds.labels(asked.mode).time():
+                hits, version = await self._rank(asked)
+        places = [cursors.Ranked(hit.id, hit.score, hit.scores["vector"], hit.scores["text"]) for hit in hits[asked.limit :]]
+        return Found(hits[: asked.limit], version, await self._cursor(asked, version, places))
+
+    async def finder(self) -> Finder:
+        """Made when there is something to find; from then on it notices by itself which version serves. Raises PreconditionMissing."""
+        if self._finder is None:
+            version = await active_version(self.pool)
+            if version is None:
+                raise PreconditionMissing("nothing to search yet: `starsearch crawl --repo owner/name` or `starsearch ingest FILE` first")
+            self._finder = Finder(self.pool, self._settings, version, self._engines)
+        return self._finder
+
+    async def ping(self) -> None:
+        async with self.pool.connection() as connection:
+            await connection.execute("SELECT")
+
+    async def _rank(self, asked: SearchQuery) -> tuple[list[Hit], str]:
+        finder = await self.finder()
+        return await finder.find(asked.q, mode=asked.mode, filters=asked.filters(), limit=MOST), finder.version.fingerprint[:12]
+
+    async def _turn_page(self, asked: SearchQuery, cursor: str) -> Found:
+        try:
+            version, places = cursors.unpack(await self._key(), asked.question, cursor)
+        except cursors.BadCursor:
+            raise Refused(422, "cursor: not one that this search gave; leave it out to start at the first page") from None
+        shown, rest = places[: asked.limit], places[asked.limit :]
+        async with self.turnstile.turn():
+            hits = await hits_of_items(self.pool, {p.item_id: (p.score, {"vector": p.vector, "text": p.text}) for p in shown})
+        return Found(hits, version, await self._cursor(asked, version, rest))
+
+    async def _cursor(self, asked: SearchQuery, version: str, places: list[cursors.Ranked]) -> str | None:
+        return cursors.pack(await self._key(), asked.question, version, places) if places else None
+
+    async def _key(self) -> bytes:
+        if self._cursor_key is None:
+            self._cursor_key = await cursor_key(self.pool)
+        return self._cursor_key
