@@ -51,8 +51,7 @@ def items_per_second() -> list[Figure]:
     folder = Path(tempfile.mkdtemp(prefix="starsearch-bench-"))
     folder.chmod(0o755)
     try:
-        path = folder / "items.jsonl"
-        path.write_text("".join(json.dumps(_record(n)) + "\n" for n in range(1, ITEMS + 1)))
+        path = write_items(folder / "items.jsonl")
         MiniLM(folder / "cache")  # the graph is written once per machine
         return [Figure("embedded.items_per_second", round(asyncio.run(_run(folder, path)), 1), "items/s", ">=", 40)]
     finally:
@@ -69,6 +68,12 @@ async def _run(folder: Path, path: Path) -> float:
     if run.counts.embedded != ITEMS:
         raise AssertionError(f"{run.counts} is not {ITEMS} items digested")
     return ITEMS / run.counts.seconds
+
+
+def write_items(path: Path) -> Path:
+    """A file of invented items."""
+    path.write_text("".join(json.dumps(_record(n)) + "\n" for n in range(1, ITEMS + 1)))
+    return path
 
 
 def _record(n: int) -> dict[str, object]:

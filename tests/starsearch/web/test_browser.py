@@ -149,7 +149,7 @@ def hostile(home: Path, template: str, copy_of: Callable[[str], str], tmp_path_f
 def test_what_strangers_write_is_shown_and_does_nothing(browser: Browser, hostile: Served):
     assert len(VECTORS) >= 40
     with visitor(browser, hostile, viewport=DESKTOP) as (page, happened):
-        page.goto(hostile.base + "/?q=strangers+wrote+this&mode=vector")
+        page.goto(hostile.base + "/?q=strangers+wrote+this")
         shown: list[str] = []
         while True:
             shown += page.locator(".hit .number").all_inner_texts()
@@ -177,7 +177,7 @@ def test_what_is_asked_is_shown_and_does_nothing(browser: Browser, hostile: Serv
 
 def test_no_link_leads_anywhere_but_to_the_web(browser: Browser, hostile: Served):
     with visitor(browser, hostile) as (page, _):
-        page.goto(hostile.base + "/?q=strangers+wrote+this&mode=vector")
+        page.goto(hostile.base + "/?q=strangers+wrote+this")
         links = page.eval_on_selector_all("a[href]", "all => all.map(one => one.href)")
         page.goto(hostile.base + "/items/strange/texts/3")
         links += page.eval_on_selector_all("a[href]", "all => all.map(one => one.href)")
