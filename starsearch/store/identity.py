@@ -7,6 +7,7 @@ an embedding model is recognized by what it makes of a few fixed texts; a chat m
 from typing import Any
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
@@ -16,6 +17,12 @@ from starsearch.store.database import Pool
 
 # The same weights on another machine and in another precision: above 0.999 (vLLM and onnxruntime: 0.9999997); another model: below 0.9.
 MIN_LIKENESS = 0.99
+REMEMBER = """
+UPDATE index_version SET
+  probe = coalesce(probe, %(probe)s::real[]),
+  summary_identity = CASE WHEN %(same)s THEN coalesce(%(said)s, summary_identity) ELSE coalesce(summary_identity, %(said)s) END
+WHERE id = %(id)s RETURNING probe, summary_identity
+"""
 ANOTHER = "restore it, or serve the other one under a name of its own and run `starsearch reprocess`"
 
 
@@ -32,21 +39,24 @@ async def check_models(
     probe: (texts, dimensions), unit length; None where the weights are known by their hash. `same_llm`: its operator says that the
     chat model is the same although it is described otherwise now.
     """
-    rows = None if probe is None else probe.tolist()
-    said = Jsonb(summary_identity) if summary_identity else None
+    values = {
+        "probe": None if probe is None else probe.tolist(),
+        "said": Jsonb(summary_identity) if summary_identity else None,
+        "same": same_llm,
+        "id": version.id,
+    }
     async with pool.connection() as connection:
-        cursor = await connection.execute(
-            "UPDATE index_version SET probe = coalesce(probe, %(probe)s::real[]), summary_identity = "
-            "CASE WHEN %(same)s THEN coalesce(%(said)s, summary_identity) ELSE coalesce(summary_identity, %(said)s) END "
-            "WHERE id = %(id)s RETURNING probe, summary_identity",
-            {"probe": rows, "said": said, "same": same_llm, "id": version.id},
-        )
+        try:
+            async with connection.transaction():
+                cursor = await connection.execute(REMEMBER, values)
+        except psycopg.errors.InsufficientPrivilege:  # a reader compares, and leaves the remembering to writers
+            cursor = await connection.execute("SELECT probe, summary_identity FROM index_version WHERE id = %(id)s", values)
         known = await cursor.fetchone()
     if known is None:
         return
-    if probe is not None:
+    if probe is not None and known[0] is not None:
         _compare_probe(version, np.asarray(known[0], np.float32), probe)
-    if summary_identity and known[1] != summary_identity:
+    if summary_identity and known[1] is not None and known[1] != summary_identity:
         raise VersionMismatch(
             f"behind the name {version.summary_model} there is another model now ({summary_identity}, it was {known[1]}): {ANOTHER}; "
             "if it is the same one in another place, set STARSEARCH_SAME_LLM=1 once"
