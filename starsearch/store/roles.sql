@@ -8,6 +8,8 @@ GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {writer};
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {writer};
 -- What keeps the schema and the versions right is the owner's.
 REVOKE INSERT, UPDATE, DELETE ON schema_migration, index_version FROM {writer};
+-- Where a version's engines serve now, and by what they are known again, whoever digests writes down.
+GRANT UPDATE (embedding_base_url, summary_base_url, probe, summary_identity) ON index_version TO {writer};
 ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT SELECT ON TABLES TO {writer}, {reader};
 ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT INSERT, UPDATE, DELETE ON TABLES TO {writer};
 ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT USAGE ON SEQUENCES TO {writer};
