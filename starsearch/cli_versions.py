@@ -26,13 +26,27 @@ Margin = Annotated[float, typer.Option(min=0, max=1, help="By how much recall@10
 
 
 def reprocess(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost, and do nothing.")] = False,
     activate: Annotated[bool, typer.Option("--activate", help="Let it serve when it is built, if the gate does not object.")] = False,
     questions: Questions = None,
     margin: Margin = GATE_MARGIN,
     json: Json = False,
 ) -> None:
     """Build an index version with the models that the settings name, beside the one that serves. Stopped, the same command goes on."""
+    if dry_run:
+        asyncio.run(_price(read_settings(), json))
+        return
     asyncio.run(_reprocess(read_settings(), activate, questions, margin, json))
+
+
+async def _price(settings: Settings, json: bool) -> None:
+    from starsearch.reprocess import price
+    from starsearch.storage import open_store
+    from starsearch.terminal import print_fields, print_json
+
+    async with open_store(settings) as store:
+        found = vars(await price(settings, store))
+    (print_json if json else print_fields)(found)
 
 
 async def _reprocess(settings: Settings, activate: bool, questions: Path | None, margin: float, json: bool) -> None:

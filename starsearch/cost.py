@@ -139,24 +139,28 @@ class Estimate:
 NOTHING_KNOWN = Estimate(None, None, None, None, None)
 
 
-def estimate(items: int, usages: Sequence[Usage], models: Sequence[str], prices: Prices) -> Estimate:
+def estimate(items: int, usages: Sequence[Usage], models: Sequence[str], prices: Prices, *, summaries: int | None = None) -> Estimate:
     """Price `items` before they are digested by `models` (of summaries, of embeddings): like those so far, failures included.
 
-    Every text is taken to be new, so where many repeat it is an upper bound.
+    Every text is taken to be new, so where many repeat it is an upper bound. `summaries`: only so many of them need one.
     """
+    amounts = (items if summaries is None else summaries, items)
     parts = [_as_if(usages, purpose, model) for purpose, model in zip(("summary", "embedding"), models, strict=False)]
     known = [part for part in parts if part is not None]
     if len(known) != 2:
         return NOTHING_KNOWN
-    costs = [cost(part, prices) for part in known]
-    each = None if None in costs else sum(c / part.items for c, part in zip(costs, known, strict=True) if c is not None)
-    hours, price = known[0].hours / known[0].items * items, prices.of(known[0].model)
+    shares = [amount / part.items for amount, part in zip(amounts, known, strict=True)]
+    costs = [cost(part, prices) if share else 0.0 for share, part in zip(shares, known, strict=True)]
+    dollars = None if None in costs else sum(c * share for c, share in zip(costs, shares, strict=True) if c is not None)
+    # a run takes as long as its summaries; where there are none, as its embeddings one after the other
+    hours = known[0].hours * shares[0] + known[1].seconds / 3600 * (items - amounts[0]) / known[1].items
+    price = prices.of(known[0].model)
     return Estimate(
-        tokens=round(sum((part.prompt_tokens + part.completion_tokens) / part.items for part in known) * items),
+        tokens=round(sum((part.prompt_tokens + part.completion_tokens) * share for share, part in zip(shares, known, strict=True))),
         digest_hours=round(hours, 4),
         engine_hours=round(hours * (price.engines if price else 1), 4),
-        cost_usd=None if each is None else round(each * items, 6),
-        usd_per_million_items=None if each is None else round(each * MILLION, 2),
+        cost_usd=None if dollars is None else round(dollars, 6),
+        usd_per_million_items=None if dollars is None or not items else round(dollars / items * MILLION, 2),
     )
 
 

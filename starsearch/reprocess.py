@@ -4,8 +4,10 @@ Where nothing but the embedding changes, no text is summarized again. Killed any
 What is stored meanwhile becomes due in both versions, and the one that serves comes first. See activation.py for what follows.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
+from starsearch.cost import estimate
 from starsearch.engines import open_engines
 from starsearch.errors import PreconditionMissing
 from starsearch.models import IndexVersion
@@ -13,8 +15,9 @@ from starsearch.pipeline import Lane, Run, digest_lanes
 from starsearch.serving import open_reachable
 from starsearch.settings import Settings
 from starsearch.storage import Store
-from starsearch.store.leases import BACKFILL
-from starsearch.store.versions import active_version, begin_shadow, build_index, live_versions
+from starsearch.store.leases import BACKFILL, BATCH
+from starsearch.store.ledger import read_usage
+from starsearch.store.versions import active_version, begin_shadow, build_index, count_reusable, live_versions
 
 
 async def reprocess(settings: Settings, store: Store, run: Run) -> IndexVersion:
@@ -29,6 +32,38 @@ async def reprocess(settings: Settings, store: Store, run: Run) -> IndexVersion:
             await digest_lanes(store, lanes, run, workers=settings.workers, concurrency=settings.concurrency)
     await build_index(store.dsn, version)
     return version
+
+
+@dataclass(frozen=True)
+class Price:
+    """An estimate, like what was digested here before; None where that does not tell.
+
+    `items` need a new vector, `done` have it already. `requests` go to the chat engine: none where only the embedding changes.
+    """
+
+    index_version: str
+    items: int
+    done: int
+    requests: int
+    embedding_requests: int
+    tokens: int | None
+    digest_hours: float | None
+    engine_hours: float | None
+    cost_usd: float | None
+    usd_per_million_items: float | None
+
+
+async def price(settings: Settings, store: Store) -> Price:
+    """What reprocessing with these settings would cost. Asks the engines for nothing but the length of a vector."""
+    async with open_engines(settings) as engines:
+        await refuse_active(store, engines.version)
+        stored, done, summarized = await count_reusable(store.pool, engines.version)
+        items, summaries = stored - done, stored - max(done, summarized)
+        async with store.pool.connection() as connection:
+            usages = await read_usage(connection)
+        models = (engines.llm.model, engines.embedding.model)
+        found = estimate(items, usages, models, engines.prices, summaries=summaries)
+        return Price(engines.version.short, items, done, summaries, math.ceil(items / BATCH), **vars(found))
 
 
 async def refuse_active(store: Store, wanted: IndexVersion) -> None:

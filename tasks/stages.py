@@ -7,15 +7,18 @@ no bodies, and may simply run again: the database knows what is done. Results ar
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from starsearch.activation import activate
 from starsearch.crawling import crawl
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.ranking import rank_by_search, rank_counts, rank_from_file
+from starsearch.reprocess import price, reprocess
 from starsearch.sentinel import check_items
 from starsearch.serving import open_live
 from starsearch.settings import read_settings
@@ -106,6 +109,36 @@ async def check_open_items(items: int) -> dict[str, int]:
         checks = await check_items(store, github, run, crawl_options(settings), items=items)
     log.info("%s; %s", checks, github.usage)
     return vars(checks)
+
+
+@task(name="price-version", cache_policy=NO_CACHE)
+async def price_version() -> dict[str, Any]:
+    """What building the version that the settings describe would cost."""
+    settings = read_settings()
+    async with open_store(settings) as store:
+        return vars(await price(settings, store))
+
+
+@task(name="build-version", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+async def build_version() -> tuple[Counts, str]:
+    """Build it beside the version that serves; returns what was done, and its name."""
+    settings = read_settings()
+    async with (
+        open_store(settings) as store,
+        progress_artifact("reprocess-items", "items digested for another index version") as progress,
+        recorded_run(store, "reprocess", progress) as run,
+    ):
+        version = await reprocess(settings, store, run)
+    return run.counts, version.short
+
+
+@task(name="activate-version", cache_policy=NO_CACHE)
+async def activate_version(version: str, questions: str | None, margin: float) -> dict[str, Any]:
+    """Let it serve; fails with every reason where the gate objects, and then nothing changed. Not tried again: nobody's bad luck."""
+    settings = read_settings()
+    async with open_store(settings) as store, recorded_run(store, "activate") as run:
+        path = Path(questions) if questions else None
+        return (await activate(settings, store, run, name=version, questions=path, margin=margin)).as_dict()
 
 
 @task(name="report", cache_policy=NO_CACHE)

@@ -19,7 +19,7 @@ from starsearch.errors import GateRefused, PreconditionMissing, StarsearchError
 from starsearch.finder import open_finder
 from starsearch.jsonl import read_items
 from starsearch.pipeline import digest, ingest, recorded_run
-from starsearch.reprocess import reprocess
+from starsearch.reprocess import price, reprocess
 from starsearch.serving import open_live
 from starsearch.settings import Settings
 from starsearch.store.leases import BATCH
@@ -141,6 +141,23 @@ async def test_another_embedding_needs_no_new_summaries(store, models, items, mo
     assert await held_by(store) == {"words-64": 40, "words-96": 40}
     assert (await active_version(store.pool)).embedding_model == "words-64"
     assert (await read_status(store.pool)).complete
+
+
+async def test_a_price_counts_what_is_left_to_do_and_does_nothing(store, models, items, model_server):
+    await digest_file(models("words-64"), store, items(1, 40))
+    asked = dict(model_server[0].requests)
+    only_embedding = await price(models("words-96"), store)
+    assert (only_embedding.items, only_embedding.done, only_embedding.requests, only_embedding.embedding_requests) == (40, 0, 0, 1)
+    both = await price(models("words-64", llm="second-chat"), store)
+    assert (both.items, both.requests) == (40, 40)
+    assert both.tokens > only_embedding.tokens > 0
+    assert both.cost_usd is None, "nobody knows the price of second-chat"
+    assert model_server[0].requests["chat"] == asked["chat"]
+    assert len(await live_versions(store.pool)) == 1
+    await do(reprocess, models("words-96"), store)
+    await store_items(store, items(41, 42))
+    left = await price(models("words-96"), store)
+    assert (left.items, left.done, left.requests) == (2, 40, 2)
 
 
 async def test_another_chat_model_summarizes_again_and_leaves_the_old_summaries(store, models, items, model_server):

@@ -125,6 +125,27 @@ async def describe_versions(pool: Pool) -> list[dict[str, Any]]:
         return await cursor.fetchall()
 
 
+async def count_reusable(pool: Pool, wanted: IndexVersion) -> tuple[int, int, int]:
+    """(stored items, of these digested in the version like `wanted` if there is one, of these with a summary that it may reuse)."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            SELECT count(*), count(*) FILTER (WHERE had.digest), count(*) FILTER (WHERE had.summary)
+            FROM item i JOIN repository r ON r.id = i.repository_id AND r.gone_at IS NULL
+            CROSS JOIN LATERAL (
+              SELECT bool_or(v.fingerprint = %(fingerprint)s) AS digest,
+                bool_or(v.summary_model = %(summary_model)s AND v.prompt_version = %(prompt_version)s) AS summary
+              FROM digest d JOIN index_version v ON v.id = d.version_id AND v.status <> 'retired'
+              WHERE d.item_id = i.id AND d.content_hash = i.content_hash
+            ) AS had
+            WHERE i.stored_at IS NOT NULL AND i.tombstoned_at IS NULL
+            """,
+            vars(wanted) | {"fingerprint": wanted.fingerprint},
+        )
+        row = await cursor.fetchone()
+    return row or (0, 0, 0)
+
+
 async def move_engines(pool: Pool, version: IndexVersion) -> None:
     """Write down where a version's engines serve now, where that is somewhere else than before."""
     async with pool.connection() as connection:

@@ -90,6 +90,19 @@ async def test_digest_flow_digests_what_is_due(environment, row, jsonl):
     assert (await digest())["embedded"] == 2
 
 
+async def test_reprocess_flow_prices_builds_and_lets_serve(environment, row, jsonl, monkeypatch):
+    from flows.reprocess import reprocess
+
+    path = jsonl(row(1), row(2))
+    command = [sys.executable, "-m", "starsearch.cli", "ingest", str(path)]
+    await asyncio.to_thread(subprocess.run, command, env=os.environ, check=True, capture_output=True, timeout=120)
+    monkeypatch.setenv("STARSEARCH_EMBEDDING_DIMENSIONS", "128")
+    priced = await reprocess(dry_run=True)
+    assert (priced["items"], priced["done"], priced["requests"], priced["cost_usd"]) == (2, 0, 0, 0.0)
+    done = await reprocess(activate=True)
+    assert (done["embedded"], done["llm_requests"], done["swap"]["after"]["version"]) == (2, 0, done["index_version"])
+
+
 async def test_crawl_of_nothing_fails_and_says_what_to_do(environment):
     from flows.crawl import crawl
     from starsearch.errors import PreconditionMissing
@@ -148,7 +161,7 @@ async def test_deployed_cron_yields_scheduled_runs(tmp_path):
                     not (runs := await client.read_flow_runs(flow_filter=crawls, flow_run_filter=scheduled)) and time.monotonic() < deadline
                 ):
                     await asyncio.sleep(1)
-        assert names == {"rank/daily", "crawl/hourly", "digest/shard", "maintain/daily"}
+        assert names == {"rank/daily", "crawl/hourly", "digest/shard", "maintain/daily", "reprocess/manual"}
         assert runs
         assert all(run.expected_start_time.minute == 7 for run in runs)
     finally:
