@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, inference, inference_overhead, leases, status, web
+from benchmarks import embedded, inference, inference_overhead, leases, status, swap, web
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "inference.balance.slow_pod": inference.slow_pod,
     "store.leases.repositories_per_second": leases.repositories_per_second,
     "store.status.seconds": status.status_seconds,
+    "store.swap": swap.swap_under_load,
     "web.search.overhead": web.search_overhead,
 }
 REPORT = Path(__file__).resolve().parents[1] / "build" / "bench.json"
