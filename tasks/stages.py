@@ -14,16 +14,22 @@ from prefect.cache_policies import NO_CACHE
 
 from starsearch.activation import activate
 from starsearch.crawling import crawl
+from starsearch.errors import PreconditionMissing
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.ranking import rank_by_search, rank_counts, rank_from_file
+from starsearch.recall import measure_recall
 from starsearch.reprocess import price, reprocess
 from starsearch.sentinel import check_items
-from starsearch.serving import open_live
+from starsearch.serving import open_live, open_version_embedding
 from starsearch.settings import read_settings
 from starsearch.sources import crawl_options, open_any, open_graphql
 from starsearch.storage import open_store
+from starsearch.store.leases import find_due
+from starsearch.store.purges import purge, unfinished
+from starsearch.store.tallies import forget_old_measurements, reconcile
+from starsearch.store.versions import active_version
 from tasks.artifacts import counts_table, progress_artifact
 
 log = logging.getLogger(__name__)
@@ -94,6 +100,36 @@ async def digest_due() -> Counts:
     ):
         await digest(store, live[0], run, beside=live[1:], workers=settings.workers, concurrency=settings.concurrency)
     return run.counts
+
+
+@task(name="check-store", retries=1, retry_delay_seconds=60, cache_policy=NO_CACHE)
+async def check_store() -> dict[str, int]:
+    """Count every item and correct the kept counts, go on with purges that died, make due what was forgotten."""
+    async with open_store(read_settings()) as store:
+        for target in await unfinished(store.pool):
+            await purge(store.pool, target)
+        found = await reconcile(store.pool)
+        forgotten = await find_due(store.pool)
+        await forget_old_measurements(store.pool)
+    if found.differences:
+        log.warning("the kept counts were wrong and are corrected: %s", found.differences)
+    return {"counted": found.items, "differences": len(found.differences), "forgotten": forgotten}
+
+
+@task(name="measure-recall", cache_policy=NO_CACHE)
+async def monitor_recall(questions: int) -> dict[str, float]:
+    """How much of what is nearest search still finds. Nothing, with a warning, where the embedding engine does not answer."""
+    settings = read_settings()
+    async with open_store(settings) as store:
+        version = await active_version(store.pool)
+        if version is None:
+            return {}
+        try:
+            async with open_version_embedding(settings, version) as engine:
+                return await measure_recall(store.pool, version, engine, questions=questions)
+        except PreconditionMissing as error:
+            log.warning("recall was not measured: %s", error)
+            return {}
 
 
 @task(name="check-open-items", retries=1, retry_delay_seconds=10, timeout_seconds=6 * 3_600, cache_policy=NO_CACHE)

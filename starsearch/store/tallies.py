@@ -142,3 +142,11 @@ async def last_reconciliation(connection: AsyncConnection) -> Reconciliation | N
     async with connection.cursor(row_factory=class_row(Reconciliation)) as cursor:
         await cursor.execute("SELECT counted_at, items, differences, seconds FROM reconciliation ORDER BY id DESC LIMIT 1")
         return await cursor.fetchone()
+
+
+async def forget_old_measurements(pool: Pool) -> None:
+    """Latencies and recalls are for looking back over a few weeks, and full counts over a year."""
+    async with pool.connection() as connection:
+        await connection.execute("DELETE FROM latency WHERE finished_at < now() - interval '30 days'")
+        await connection.execute("DELETE FROM recall WHERE measured_at < now() - interval '1 year'")
+        await connection.execute("DELETE FROM reconciliation WHERE counted_at < now() - interval '1 year'")
