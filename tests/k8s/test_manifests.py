@@ -1,0 +1,201 @@
+"""The manifests of k8s/ and the Jobs that the work pools' templates make: what a server would refuse, and what it would not."""
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from tests.k8s.manifests import K8S, Manifest, lint, problems, read, rendered
+
+ROOT = K8S.parent
+OVERLAYS = ("base", "overlays/local", "overlays/aks")
+POOLS = ("starsearch", "starsearch-shards")
+
+needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here to render the manifests with")
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_that_is_applied_together_fits_together(overlay):
+    manifests = read(rendered(overlay))
+    assert len(manifests) > 30
+    assert problems(manifests) == []
+
+
+@pytest.mark.parametrize("path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S)))
+def test_every_file_is_tidy_and_holds_one_object(path):
+    text = path.read_text()
+    assert lint(text) == []
+    assert len(read(text)) == 1
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in K8S.rglob("*.yaml")}), ids=lambda path: str(path.relative_to(K8S)))
+def test_every_file_is_listed_by_its_folder(folder):
+    listed = (folder / "kustomization.yaml").read_text()
+    for path in folder.glob("*.*"):
+        assert path.name in {"kustomization.yaml", "README.md"} or path.name in listed, path
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_only_the_prefetch_job_sees_the_hugging_face_token(overlay):
+    holders = [each["metadata"]["name"] for each in read(rendered(overlay)) if "hf-token" in json.dumps(each)]
+    assert holders == ([] if overlay == "overlays/local" else ["model-prefetch"])
+
+
+@needs_kubectl
+def test_the_service_of_the_article_is_there_as_it_was():
+    service = next(each for each in read(rendered("base")) if each["metadata"]["name"] == "vllm-service")
+    assert (service["metadata"]["namespace"], service["spec"]["type"]) == ("vllm-ns", "ClusterIP")
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(80, "http")]
+    assert container(vllm())["ports"] == [{"name": "http", "containerPort": 8000}]
+    assert not any("enforce-eager" in argument for argument in container(vllm())["args"])
+
+
+def vllm() -> Manifest:
+    return yaml.safe_load((K8S / "base/vllm/daemonset.yaml").read_text())
+
+
+def container(daemon_set: Manifest) -> Manifest:
+    return daemon_set["spec"]["template"]["spec"]["containers"][0]
+
+
+# Fifteen ways in which the vLLM stack was broken (each was tried on a real API server, which let some of them pass)
+
+
+def _typo(stack):
+    container(stack)["livenesProbe"] = container(stack).pop("livenessProbe")
+
+
+def _number_as_text(stack):
+    container(stack)["livenessProbe"]["periodSeconds"] = "20"
+
+
+def _no_selector(stack):
+    del stack["spec"]["selector"]
+
+
+def _other_labels(stack):
+    stack["spec"]["template"]["metadata"]["labels"] = {"app.kubernetes.io/name": "vlm"}
+
+
+def _no_such_effect(stack):
+    stack["spec"]["template"]["spec"]["tolerations"][0]["effect"] = "NoSchedul"
+
+
+def _text_as_number(stack):
+    container(stack)["env"].append({"name": "VLLM_LOGGING_LEVEL", "value": 1})
+
+
+def _same_port_twice(stack):
+    container(stack)["ports"].append({"name": "http", "containerPort": 9000})
+
+
+def _more_gpus_than_allowed(stack):
+    container(stack)["resources"]["requests"]["nvidia.com/gpu"] = "2"
+
+
+def _mount_of_nothing(stack):
+    container(stack)["volumeMounts"].append({"name": "weights", "mountPath": "/weights"})
+
+
+def _latest(stack):
+    container(stack)["image"] = "vllm/vllm-openai:latest"
+
+
+def _privileged(stack):
+    container(stack)["securityContext"] |= {"privileged": True, "allowPrivilegeEscalation": True}
+
+
+def _root(stack):
+    stack["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"] = False
+
+
+def _removed_api(stack):
+    stack["apiVersion"] = "extensions/v1beta1"
+
+
+def _no_such_unit(stack):
+    container(stack)["resources"]["limits"]["memory"] = "24GiB"
+
+
+def _probe_of_no_port(stack):
+    container(stack)["readinessProbe"]["httpGet"]["port"] = "web"
+
+
+def _killed_while_draining(stack):
+    stack["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 30
+
+
+MUTANTS: list[Callable[[Manifest], Any]] = [
+    _typo, _number_as_text, _no_selector, _other_labels, _no_such_effect, _text_as_number, _same_port_twice, _more_gpus_than_allowed,
+    _mount_of_nothing, _latest, _privileged, _root, _removed_api, _no_such_unit, _probe_of_no_port, _killed_while_draining,
+]  # fmt: skip
+
+
+@needs_kubectl
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__.strip("_"))
+def test_a_broken_engine_is_found(mutate):
+    others = [each for each in read(rendered("base")) if each["kind"] != "DaemonSet" and each["kind"] != "Service"]
+    stack = vllm()
+    assert problems([stack, *others]) == []
+    mutate(stack)
+    assert problems([stack, *others])
+
+
+@needs_kubectl
+@pytest.mark.parametrize("field", ["selector", "targetPort"])
+def test_a_service_that_leads_nowhere_is_found(field):
+    manifests = copy.deepcopy(read(rendered("base")))
+    service = next(each for each in manifests if each["metadata"]["name"] == "vllm-service")
+    if field == "selector":
+        service["spec"]["selector"] = {"app": "vllm"}
+    else:
+        service["spec"]["ports"][0]["targetPort"] = 8080
+    assert any("vllm-service" in problem for problem in problems(manifests))
+
+
+def test_a_key_that_is_there_twice_is_found():
+    text = (K8S / "base/vllm/daemonset.yaml").read_text()
+    assert lint(text.replace("  minReadySeconds: 10\n", "  minReadySeconds: 10\n  minReadySeconds: 20\n"))
+
+
+def test_every_metric_of_an_alert_or_a_plot_exists():
+    """Ours by name in the code; vLLM's were read off a live server."""
+    read_off = {
+        "num_requests_running", "num_requests_waiting", "admission_rejections_total", "prompt_tokens_total", "generation_tokens_total",
+    }  # fmt: skip
+    text = "".join((K8S / "base/monitoring" / name).read_text() for name in ("alerts.yaml", "dashboard.json"))
+    sources = "".join(path.read_text() for path in (ROOT / "starsearch").rglob("*.py"))
+    used = set(re.findall(r"\bstarsearch_\w+", text))
+    assert {name for name in used if f'"{name.removesuffix("_bucket")}"' not in sources} == set()
+    assert set(re.findall(r"vllm:(\w+)", text)) <= read_off
+
+
+@needs_kubectl
+@pytest.mark.parametrize("pool", POOLS)
+async def test_the_jobs_of_a_work_pool_are_valid_and_keep_the_workers_secrets_out(pool):
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    template = json.loads((ROOT / "deployments" / "work_pools" / f"{pool}.json").read_text())
+    workers = {PREFECT_API_URL: "http://prefect.starsearch:4200/api", PREFECT_API_AUTH_STRING: "admin:canary", PREFECT_HOME: Path("/w")}
+    with temporary_settings(workers):
+        configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, {})
+        configuration.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="calm-otter"), worker_name="worker")
+    job = configuration.job_manifest
+    job["metadata"]["name"] = "calm-otter"  # what the server would make of generateName
+    around = [each for each in read(rendered("base")) if each["kind"] in {"PriorityClass", "ServiceAccount", "ConfigMap"}]
+    assert problems([job, *around]) == []
+    assert "canary" not in json.dumps(job)
+    environment = {each["name"]: each.get("value") for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert environment["PREFECT_API_URL"] == "http://prefect.starsearch:4200/api"
+    assert environment["PREFECT_HOME"] == "/data/prefect"
