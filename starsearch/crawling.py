@@ -1,7 +1,8 @@
 """Crawl now: the followed list or named repositories, over GraphQL where there is a credential, else over REST."""
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +15,7 @@ from starsearch.github.resolve import NAMES, resolve
 from starsearch.github.rest import FIRST_REACH, RestSource
 from starsearch.models import RepositoryFacts
 from starsearch.pipeline import Run, ingest
+from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store.items import read_checkpoint
 from starsearch.store.leases import worker
@@ -55,7 +57,7 @@ async def crawl(
         raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
     run.github = source.usage
     await source.ping()
-    failed, nodes = await resolve_names(store, source, repositories, host=options.host)
+    failed, nodes = await resolve_names(store, source, repositories, host=options.host, progress=run.progress)
     since = options.since or source.now - FIRST_REACH
     fetcher = Fetcher(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
     cycle = Cycle(source, fetcher, run.progress, host=options.host, batch=options.batch)
@@ -63,6 +65,7 @@ async def crawl(
         await cycle.sweep(await to_sweep(store.pool, options.host, nodes, since=since))
     else:
         await _sweep_list(store, cycle, options.host, now=source.now, since=since)
+    _tell(cycle.notes, named=bool(repositories))
     return failed | dict.fromkeys(cycle.gone, f"{GONE}: its items left search") | cycle.failed
 
 
@@ -75,6 +78,15 @@ async def _sweep_list(store: Store, cycle: Cycle, host: str, *, now: datetime, s
             await cycle.sweep((), claim=lambda: claim_repositories(store.pool, sweeper), total=total)
         finally:
             await give_back_repositories(store.pool, number)
+
+
+def _tell(notes: Mapping[str, str], *, named: bool) -> None:
+    """Who asked for a repository hears of it by name; of the followed list a number is enough."""
+    if named:
+        for name, note in notes.items():
+            log.warning("%s: %s", name, note)
+    for note, number in Counter(() if named else notes.values()).items():
+        log.info("%d repositories: %s", number, note)
 
 
 async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[str], run: Run, options: CrawlOptions) -> dict[str, str]:
@@ -101,7 +113,9 @@ async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[s
     return failed
 
 
-async def resolve_names(store: Store, github: GitHub, names: Sequence[str], *, host: str) -> tuple[dict[str, str], list[str]]:
+async def resolve_names(
+    store: Store, github: GitHub, names: Sequence[str], *, host: str, progress: Progress = no_progress
+) -> tuple[dict[str, str], list[str]]:
     """Node ids of the named repositories, asking GitHub for those not known yet; without names, of what the list knows by name only.
 
     Returns (the ones not found, with the reason; node ids).
@@ -120,6 +134,7 @@ async def resolve_names(store: Store, github: GitHub, names: Sequence[str], *, h
             await mark_failed(connection, {listed[name]: reason for name, reason in reasons.items() if name in listed}, at=github.now)
         failed |= reasons
         nodes += [fact.node_id for fact in facts.values()]
+        progress("names", min(start + NAMES, len(unknown)), len(unknown))
     return failed, nodes
 
 

@@ -57,7 +57,7 @@ class Mark:
     failed: bool = False
 
     def wants(self, item: SeenItem) -> bool:
-        return item.updated_at >= self.start and (self.until is None or item.created_at is None or item.created_at <= self.until)
+        return self.until is None or item.created_at is None or item.created_at <= self.until
 
     def done_without(self, nodes: set[str]) -> bool:
         return self.listed and not self.failed and self.waiting <= nodes
@@ -82,6 +82,7 @@ class Cycle:
         done: Done | None = None,
     ) -> None:
         self.gone: list[str] = []  # repositories that GitHub does not find any more
+        self.notes: dict[str, str] = {}  # by name: why only a part of a repository is read
         self.began = github.now
         self._github, self._fetcher, self._progress = github, fetcher, progress
         self._host, self._newest = host, newest
@@ -191,6 +192,7 @@ class Cycle:
             await self._record(connection, pages)
             await end_leases(connection, [each.repository for each in told if not each.pages and not each.failure], at=self.began)
         self.gone += [each.repository.full_name for each in told if each.gone]
+        self.notes |= {each.repository.full_name: each.note for each in told if each.note}
         self._failures |= {each.repository: each.failure for each in told if each.failure}
         self._progress("sweep", self._total - len(self._to_sweep), self._total)
 
@@ -199,7 +201,7 @@ class Cycle:
         if mark.kind == "issue":
             variables["since"] = _iso(mark.start)
         try:
-            page = _page(await self._github.ask(LISTS[mark.kind], variables), mark.kind)
+            page = _page(await self._github.ask(LISTS[mark.kind], variables), mark)
         except (RateLimited, PreconditionMissing) as error:
             self._fail(mark, str(error))
             raise
@@ -211,18 +213,17 @@ class Cycle:
 
     async def _record(self, connection: AsyncConnection, pages: Sequence[tuple[Mark, Page]]) -> None:
         """Write down what the pages tell; what needs its text is queued, and quiet lists are done already."""
-        wanted = await record_seen(
-            connection, [(mark.repository.id, item) for mark, page in pages for item in page.items if mark.wants(item)]
-        )
+        told = [(mark, page.after, [item for item in page.items if mark.wants(item)]) for mark, page in pages]
+        wanted = await record_seen(connection, [(mark.repository.id, item) for mark, _, items in told for item in items])
         done = []
-        for mark, page in pages:
-            ids = {item.node_id for item in page.items if mark.wants(item)} & wanted - self._owner.keys()
-            mark.high_water = mark.high_water or max((item.updated_at for item in page.items if mark.wants(item)), default=None)
+        for mark, after, items in told:
+            ids = {item.node_id for item in items} & wanted - self._owner.keys()
+            mark.high_water = mark.high_water or max((item.updated_at for item in items), default=None)
             mark.waiting |= ids
             self._owner |= dict.fromkeys(ids, mark)
             self._to_fetch.extend(sorted(ids))
-            if page.after and page.items and page.items[-1].updated_at >= mark.start:
-                self._pages.append((mark, page.after))
+            if after:
+                self._pages.append((mark, after))
             else:
                 mark.listed = True
                 done += [mark] * mark.done_without(set())
@@ -261,13 +262,14 @@ class Cycle:
 
 @dataclass(frozen=True)
 class _Told:
-    """What a sweep told of one repository: gone, failed, or its facts and the first page of each kind."""
+    """What a sweep told of one repository: gone, failed, or its facts and the first page of each kind; a note where one is missing."""
 
     repository: Followed
     gone: bool = False
     failure: str = ""
     facts: RepositoryFacts | None = None
     pages: dict[ItemType, Page] = field(default_factory=dict)
+    note: str = ""
 
     @classmethod
     def of(cls, repository: Followed, node: Found) -> "_Told":
@@ -276,30 +278,41 @@ class _Told:
         if isinstance(node, Failed):
             return cls(repository, failure=f"{node.reason}: {node.detail}")
         try:
-            return cls(repository, facts=read_facts(node), pages=_pages(node))
+            return cls(repository, facts=read_facts(node), pages=_pages(repository, node), note=_note(node))
         except (KeyError, TypeError, ValueError) as error:
             return cls(repository, failure=f"unreadable answer: {type(error).__name__} {error}")
 
 
-def _pages(node: Node) -> dict[ItemType, Page]:
+def _pages(repository: Followed, node: Node) -> dict[ItemType, Page]:
     """The first page of each kind; an empty one where issues are switched off, none while GitHub has locked the repository."""
     if node["isDisabled"] or node["isLocked"]:
         return {}
-    return {kind: Page((), None) if kind == "issue" and not node["hasIssuesEnabled"] else read_page(node, kind) for kind in ITEM_TYPES}
+    pages = {kind: read_page(node, kind, _start(repository, kind)) for kind in ITEM_TYPES if kind != "issue" or node["hasIssuesEnabled"]}
+    return {kind: Page((), None) for kind in ITEM_TYPES} | pages
 
 
-def _page(answer: Answer, kind: ItemType) -> Page:
+def _note(node: Node) -> str:
+    if node["isDisabled"] or node["isLocked"]:
+        return "GitHub has locked or disabled it, so it stays as it is"
+    return "" if node["hasIssuesEnabled"] else "its issues are switched off, so only its pull requests are crawled"
+
+
+def _page(answer: Answer, mark: Mark) -> Page:
     if any(error.type == "NOT_FOUND" for error in answer.errors):
         raise StarsearchError(GONE)
     try:
-        return read_page(answer.data["node"], kind)
+        return read_page(answer.data["node"], mark.kind, mark.start)
     except (KeyError, TypeError, ValueError) as error:
         told = answer.errors[0].message if answer.errors else f"{type(error).__name__} {error}"
         raise StarsearchError(f"unreadable answer: {told}") from error
 
 
 def _mark(repository: Followed, kind: ItemType) -> Mark:
-    return Mark(repository, kind, repository.starts[kind] - OVERLAP)
+    return Mark(repository, kind, _start(repository, kind))
+
+
+def _start(repository: Followed, kind: ItemType) -> datetime:
+    return repository.starts[kind] - OVERLAP
 
 
 def _take(queue: deque[T], number: int) -> list[T]:

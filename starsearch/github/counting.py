@@ -14,9 +14,10 @@ ONLY: dict[ItemType, str] = {"issue": "is:issue", "pull_request": "is:pr"}
 async def count_items(github: GitHub, names: Sequence[str], *, since: datetime, until: datetime, kinds: Sequence[ItemType]) -> list[int]:
     """Items of each owner/name updated at `since` or later and created up to `until`, in the order given; both kinds in one number."""
     only = f" {ONLY[kinds[0]]}" if len(kinds) == 1 else ""
+    span = f"updated:>={since:%Y-%m-%dT%H:%M:%SZ} created:<={until:%Y-%m-%dT%H:%M:%SZ}"
     counts: list[int] = []
     for start in range(0, len(names), SEARCHES):
-        searches = [f"repo:{name} updated:>={since:%Y-%m-%d} created:<={until:%Y-%m-%d}{only}" for name in names[start : start + SEARCHES]]
+        searches = [f"repo:{name} {span}{only}" for name in names[start : start + SEARCHES]]
         counts += await _count(github, searches)
     return counts
 

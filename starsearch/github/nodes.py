@@ -14,7 +14,7 @@ CONNECTIONS: dict[ItemType, str] = {"issue": "issues", "pull_request": "pullRequ
 
 @dataclass(frozen=True)
 class Page:
-    """Items of one kind, newest update first; `after` is the cursor of the next page, None at the end."""
+    """Items of one kind, newest update first; `after` is the cursor of the next page, None where nothing wanted can follow."""
 
     items: tuple[SeenItem, ...]
     after: str | None
@@ -30,16 +30,25 @@ def read_facts(node: Node) -> RepositoryFacts:
     )
 
 
-def read_page(node: Node, kind: ItemType) -> Page:
-    """Raises KeyError, TypeError or ValueError for anything that is not a page."""
+def read_page(node: Node, kind: ItemType, since: datetime) -> Page:
+    """The items updated at `since` or later. Raises KeyError, TypeError or ValueError for anything that is not a page.
+
+    A sweep is told ten pull requests of each repository, whatever their age, so what is older costs no more than a comparison.
+    """
     connection = node[CONNECTIONS[kind]]
-    items = tuple(
-        SeenItem(str(item["id"]), int(item["number"]), kind, _time(item["updatedAt"]), item.get("createdAt") and _time(item["createdAt"]))
-        for item in connection["nodes"]
-        if item is not None
-    )
+    items = []
+    recent = False
+    for item in connection["nodes"]:
+        if item is None:
+            continue
+        updated = _time(item["updatedAt"])
+        recent = updated >= since
+        if recent:
+            created = item.get("createdAt")
+            items.append(SeenItem(str(item["id"]), int(item["number"]), kind, updated, created and _time(created)))
     pages = connection["pageInfo"]
-    return Page(items, pages["endCursor"] if pages["hasNextPage"] else None)
+    after = pages["endCursor"] if pages["hasNextPage"] else None
+    return Page(tuple(items), after if recent else None)
 
 
 def read_item(node: Node, *, host: str) -> Item:

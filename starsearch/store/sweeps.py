@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import orjson
 from psycopg import AsyncConnection
+from psycopg.types.json import Json
 
 from starsearch.models import ItemType, SeenItem
 
@@ -84,15 +86,10 @@ async def advance(connection: AsyncConnection, reached: Sequence[Reached]) -> No
     if reached:
         await connection.execute(
             "INSERT INTO checkpoint AS c (repository_id, kind, high_water, swept_at) "
-            "SELECT * FROM unnest(%s::bigint[], %s::text[], %s::timestamptz[], %s::timestamptz[]) ORDER BY 1, 2 "
-            "ON CONFLICT (repository_id, kind) DO UPDATE SET high_water = greatest(c.high_water, excluded.high_water), "
+            "SELECT * FROM json_to_recordset(%s) AS r (repository bigint, kind text, high_water timestamptz, swept_at timestamptz) "
+            "ORDER BY 1, 2 ON CONFLICT (repository_id, kind) DO UPDATE SET high_water = greatest(c.high_water, excluded.high_water), "
             "swept_at = greatest(c.swept_at, excluded.swept_at), committed_at = now()",
-            [
-                [each.repository for each in reached],
-                [each.kind for each in reached],
-                [each.high_water for each in reached],
-                [each.swept_at for each in reached],
-            ],
+            [Json(reached, dumps=orjson.dumps)],  # 100 of them 25 times as fast as four arrays
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 
 from tests.standin.notation import iso
@@ -37,13 +38,13 @@ def _counters(service: "Service", _: Given) -> Reply:
     process = {
         "now": iso(service.world.seconds),
         "cpu_seconds": time.process_time(),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "repositories": len(service.world.repositories),
     }
     return as_json(200, service.counters.as_json() | process)
 
 
-def _peak_memory_mb() -> float | None:
+def peak_memory_mb() -> float | None:
     """Linux only. getrusage would tell of the process that started this one, too."""
     status = Path("/proc/self/status")
     lines = status.read_text("ascii").splitlines() if status.exists() else ()
@@ -91,6 +92,15 @@ def _record(service: "Service", given: Given) -> Reply:
     return Reply(200, gzip.compress(lines, 1), {"content-type": "application/gzip"})
 
 
+def _top(service: "Service", given: Given) -> Reply:
+    """number: of the repositories that search finds, most stars first; without forks, as search leaves them out."""
+    with service.world.lock:
+        index = service.world.index
+        kept = index.flags >> 1 == 0
+        pairs = np.stack((index.ids[kept], index.stars[kept]), 1)[: given["number"]]
+    return as_json(200, pairs.tolist())
+
+
 def _repositories(service: "Service", _: Given) -> Reply:
     rows = [[r.node_id, r.database_id, r.full_name, r.stars] for r in service.world.visible_repositories()]
     return as_json(200, rows)
@@ -104,6 +114,7 @@ _ACTIONS: dict[str, Callable[["Service", Given], Reply]] = {
     "POST faults": _faults,
     "POST settings": _settings,
     "POST record": _record,
+    "POST top": _top,
     "GET repositories": _repositories,
 }
 
@@ -145,6 +156,10 @@ class Control:
     def repositories(self) -> list[list[Any]]:
         """[node id, database id, full name, stars], as they were populated."""
         return self._json("GET", "repositories")
+
+    def top(self, number: int) -> list[list[int]]:
+        """[database id, stars] of what search finds, in the right order."""
+        return self._json("POST", "top", number=number)
 
     def wait_until_up(self, seconds: float = 60.0) -> None:
         """Raises OSError where it does not answer in time."""

@@ -110,7 +110,7 @@ def _update(world: "World", repository: Repository, rng: random.Random) -> None:
         )
     elif kind < EDITS:
         world.update_item(item, body=f"{item.body[:2_000]} Edited: {rng.choice(SENTENCES)} ({rng.randrange(10**6)})")
-    elif kind < STATES:
+    elif kind < STATES and item.state != "merged":  # which nobody can undo
         closed = "closed" if item.typename == "Issue" else rng.choice(("closed", "merged"))
         world.update_item(item, state=closed if item.state == "open" else "open")
     else:

@@ -58,8 +58,6 @@ class Service:
         self.world.tick()
         self.counters.arrives()
         try:
-            if self.latency_seconds:
-                await asyncio.sleep(self.latency_seconds)
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             exchange = Exchange(self, headers)
             try:
@@ -89,6 +87,8 @@ class Exchange:
         credential = ANONYMOUS if self.operation == "REST access_tokens" else self.limits.credential(authorization)
         self.credential = credential or "refused"
         self.counters.asks(self.credential)
+        if self.service.latency_seconds:
+            await asyncio.sleep(self.service.latency_seconds)
         if credential is None:
             reply = message(401, "Bad credentials")
         elif is_graphql:

@@ -128,7 +128,7 @@ def test_what_is_no_item_is_rejected_with_a_reason(node):
 
 @pytest.mark.parametrize(("kind", "name"), [("issue", "issues"), ("pull_request", "pullRequests")])
 def test_a_page_tells_items_and_where_the_next_begins(kind, name):
-    found = read_page(page(seen(2, createdAt="2026-02-01T00:00:00Z"), seen(1), following=True, kind=name), kind)
+    found = read_page(page(seen(2, createdAt="2026-02-01T00:00:00Z"), seen(1), following=True, kind=name), kind, MARCH)
     assert found == Page(
         (SeenItem("I_2", 2, kind, MARCH, datetime(2026, 2, 1, tzinfo=UTC)), SeenItem("I_1", 1, kind, MARCH, None)), "Y3Vyc29y"
     )
@@ -136,11 +136,16 @@ def test_a_page_tells_items_and_where_the_next_begins(kind, name):
 
 @pytest.mark.parametrize("cursor", ["Y3Vyc29y", None])
 def test_the_last_page_has_no_next(cursor):
-    assert read_page(page(cursor=cursor), "issue") == Page((), None)
+    assert read_page(page(cursor=cursor), "issue", MARCH) == Page((), None)
+
+
+def test_what_is_older_is_left_out_and_ends_the_list():
+    node = page(seen(2), seen(1, updatedAt="2026-02-28T23:59:59Z"), following=True)
+    assert read_page(node, "issue", MARCH) == Page((SeenItem("I_2", 2, "issue", MARCH, None),), None)
 
 
 def test_a_null_among_the_items_costs_only_itself():
-    assert [item.number for item in read_page(page(seen(2), None, seen(1)), "issue").items] == [2, 1]
+    assert [item.number for item in read_page(page(seen(2), None, seen(1)), "issue", MARCH).items] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +167,7 @@ def test_a_null_among_the_items_costs_only_itself():
 )
 def test_what_is_no_page_is_not_an_empty_one(node):
     with pytest.raises((KeyError, TypeError, ValueError)):
-        read_page(node, "issue")
+        read_page(node, "issue", MARCH)
 
 
 def test_facts_that_were_not_asked_for_are_unknown():

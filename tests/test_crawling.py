@@ -1,0 +1,502 @@
+"""The crawl from end to end over real HTTP: nothing missed, nothing fetched twice, nobody buried alive."""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+
+import httpx2
+import pytest
+
+from starsearch.audit import read_status
+from starsearch.crawling import CrawlOptions, crawl
+from starsearch.cycle import Cycle
+from starsearch.engines import Engines
+from starsearch.errors import RateLimited, SourceUnavailable
+from starsearch.github.client import open_github
+from starsearch.github.credentials import AppInstallation, Credential
+from starsearch.github.rest import open_source
+from starsearch.inference.client import open_client, preflight
+from starsearch.models import Filters, IndexVersion
+from starsearch.pipeline import digest, recorded_run
+from starsearch.store.search import search
+from starsearch.store.sweeps import Reached, advance
+from starsearch.store.versions import ensure_version
+from tests.crawls import LONG_AGO, crawl_now, follow, key_pair, rows
+from tests.standin.oracle import Comparison, compare, marks_ahead, stored_items
+from tests.standin.server import StandIn
+from tests.standin.world import World
+from tests.stub_engine import StubEngine
+
+VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
+
+
+@pytest.fixture(autouse=True)
+def no_naps(monkeypatch):
+    monkeypatch.setattr("starsearch.github.client.NAPS_SECONDS", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def standin(world):
+    with StandIn(world) as running:
+        yield running
+
+
+async def compared(store, world, **how):
+    async with store.pool.connection() as connection:
+        return await compare(connection, world.record(), **how)
+
+
+async def ahead(store, world, since=LONG_AGO):
+    async with store.pool.connection() as connection:
+        return await marks_ahead(connection, world.record(), since=since)
+
+
+def filled(world, issues, pulls=0, name="quillcap/marlframe"):
+    """A repository whose items were updated a second after one another."""
+    repository = world.add_repository(name)
+    items = []
+    for number in range(issues + pulls):
+        items.append(world.add_item(repository, "issue" if number < issues else "pull_request", body=f"Column {number} is doubled."))
+        world.advance(1)
+    return repository, items
+
+
+# what changed, and nothing else
+
+
+async def test_a_first_crawl_stores_everything_and_the_same_hour_again_fetches_nothing(store, standin, world):
+    await follow(store, world.populate(120, items_each=8, seed=3))
+    first = await crawl_now(store, standin)
+    assert await compared(store, world) == Comparison()
+    assert (first.counts.items, first.counts.inserted, first.failed) == (960, 960, {})
+    assert standin.counters.requests["Sweep"] == math.ceil(120 / 50) + first.usage.splits
+    assert standin.counters.fetched_twice == {}
+
+    again = await crawl_now(store, standin)
+    assert (again.counts.items, again.usage.by_query["fetch"], standin.counters.fetched_twice) == (0, 0, {})
+
+
+async def test_an_hour_of_updates_is_fetched_once(store, standin, world):
+    await follow(store, world.populate(100, items_each=8, seed=4))
+    await crawl_now(store, standin)
+    for seed in range(3):
+        standin.counters.reset()
+        world.hour(400, seed=seed)
+        crawled = await crawl_now(store, standin)
+        assert await compared(store, world) == Comparison()
+        assert standin.counters.requests["Sweep"] == 2
+        assert standin.counters.fetched_twice == {}
+        assert crawled.usage.points == standin.counters.all_points
+        assert crawled.usage.requests == standin.counters.all_requests
+
+
+async def test_lists_longer_than_a_sweep_shows_are_read_to_their_end(store, standin, world):
+    filled(world, issues=230, pulls=120)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+    assert standin.counters.requests["ListIssues"] == 3  # the first page after the sweep's ten, and so on
+    assert standin.counters.requests["ListPulls"] == 2
+
+
+@pytest.mark.parametrize(("rule", "lost"), [("began", 0), ("ended", 3)])  # the naive rule, kept to show that ours is needed
+async def test_items_that_move_while_their_pages_are_read_come_with_the_next_cycle(store, standin, world, monkeypatch, rule, lost):
+    async def clock_at_the_end(self, connection, marks):
+        await advance(connection, [Reached(mark.repository.id, mark.kind, mark.high_water, self._github.now) for mark in marks])
+
+    if rule == "ended":
+        monkeypatch.setattr(Cycle, "_advance", clock_at_the_end)
+    _, items = filled(world, issues=250)
+    world.tick_seconds = 200  # longer than the overlap of two cycles hides
+    unread = iter(items[:3])
+
+    def move():
+        item = next(unread, None)
+        if item:
+            world.update_item(item, body="It moved to the front while its page was still to come.")
+
+    world.after("Sweep", move)
+    world.after("ListIssues", move)
+    first = await crawl_now(store, standin, "quillcap/marlframe")
+    assert first.counts.inserted == 247
+    await crawl_now(store, standin, "quillcap/marlframe")
+    found = await compared(store, world)
+    assert len(found.missed) == lost
+    assert len(await ahead(store, world)) == lost
+    assert standin.counters.fetched_twice == {}
+
+
+async def test_marks_are_githubs_time_when_the_sweep_began_and_the_newest_update_of_the_first_page(store, standin, world):
+    _, items = filled(world, issues=12)
+    world.tick_seconds = 60
+    began = world.now
+    await crawl_now(store, standin, "quillcap/marlframe")
+    marks = {kind: (high, swept) for kind, high, swept in await rows(store, "SELECT kind, high_water, swept_at FROM checkpoint")}
+    assert marks["issue"][0] == items[-1].updated_at
+    assert marks["pull_request"][0] is None
+    assert {(swept - began).total_seconds() // 60 for _, swept in marks.values()} == {2}  # a ping and a name were asked before
+
+
+# what only changes the row, and what makes it due
+
+
+async def test_labels_update_the_row_and_ask_no_engine_while_a_new_text_does(store, standin, world):
+    _, items = filled(world, issues=3)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await asked_to_digest(store) == 3
+    world.advance(60)
+    world.update_item(items[0], labels=("bug", "regression"))
+    crawled = await crawl_now(store, standin, "quillcap/marlframe")
+    assert (crawled.counts.updated, await asked_to_digest(store)) == (1, 0)
+    assert await compared(store, world) == Comparison()
+    world.update_item(items[1], state="closed")
+    world.update_item(items[2], title="Totals are right, the sums are wrong")
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await asked_to_digest(store) == 2
+    assert (await read_status(store.pool)).complete
+
+
+async def test_a_new_comment_makes_its_item_due(store, standin, world):
+    _, items = filled(world, issues=2)
+    await crawl_now(store, standin, "quillcap/marlframe", comments=5)
+    assert await asked_to_digest(store) == 2
+    world.advance(60)
+    world.add_comment(items[1], "It also happens in spring.")
+    await crawl_now(store, standin, "quillcap/marlframe", comments=5)
+    assert await asked_to_digest(store) == 1
+    assert await rows(store, "SELECT number, comments -> 0 ->> 'body', comments_count FROM item ORDER BY number") == [
+        (1, None, 0),
+        (2, "It also happens in spring.", 1),
+    ]
+
+
+# what is gone, and what only looks so
+
+
+async def test_an_item_deleted_between_its_listing_and_its_fetch_leaves_search_at_once(store, standin, world):
+    _, items = filled(world, issues=4)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    await asked_to_digest(store)
+    assert await numbers_found(store) == {1, 2, 3, 4}
+    world.advance(60)
+    world.update_item(items[2], body="Column 2 is doubled, please remove this.")
+    world.after("Sweep", lambda: world.find(items[2].node_id) and world.delete_item(items[2]))
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+    assert await numbers_found(store) == {1, 2, 4}
+    assert (await read_status(store.pool)).complete
+
+
+async def test_a_transferred_item_is_found_where_it_is_now(store, standin, world):
+    _, items = filled(world, issues=3)
+    target = world.add_repository("brindle/oat")
+    await crawl_now(store, standin, "quillcap/marlframe", "brindle/oat")
+    world.advance(60)
+    world.update_item(items[0], body="Column 0 is doubled, and that is oat's fault.")
+    world.after("Sweep", lambda: world.find(items[0].node_id) and world.transfer_item(items[0], target))
+    for _ in range(2):
+        await crawl_now(store, standin, "quillcap/marlframe", "brindle/oat")
+    assert await compared(store, world) == Comparison()
+
+
+async def test_two_hundred_repositories_that_take_each_others_names_keep_their_items(store, standin, world):
+    repositories = world.populate(200, items_each=3, seed=5)
+    await follow(store, repositories)
+    await crawl_now(store, standin)
+    names = [repository.full_name for repository in repositories]
+    world.advance(3_600)
+    for repository, name in zip(repositories, names[1:] + names[:1], strict=True):
+        world.rename_repository(repository, name)
+        world.add_item(repository, "issue", title="The name is new")
+    crawled = await crawl_now(store, standin)
+    assert crawled.failed == {}
+    assert await compared(store, world) == Comparison()
+    assert await rows(store, "SELECT count(*) FILTER (WHERE gone_at IS NULL AND followed), count(*) FROM repository") == [(200, 200)]
+
+
+async def test_a_repository_that_turns_private_leaves_search_and_comes_back_whole(store, standin, world):
+    filled(world, issues=3)
+    hidden, items = filled(world, issues=3, name="brindle/oat")
+    await follow(store, world.visible_repositories())
+    await crawl_now(store, standin)
+    await asked_to_digest(store)
+    world.make_private(hidden)
+    world.advance(3_600)
+    crawled = await crawl_now(store, standin)
+    assert crawled.failed == {"brindle/oat": "not found, or private: its items left search"}
+    assert await compared(store, world) == Comparison()
+    assert await numbers_found(store, "brindle/oat") == set()
+
+    world.change_repository(hidden, is_private=False)
+    world.update_item(items[1], body="Column 1 is right again.")
+    world.advance(3_600)
+    assert (await crawl_now(store, standin)).usage.by_query["fetch"] == 0  # the gone are asked for once a day
+    world.advance(23 * 3_600 + 60)
+    await crawl_now(store, standin)
+    await asked_to_digest(store)
+    assert await compared(store, world) == Comparison()
+    assert await numbers_found(store, "brindle/oat") == {1, 2, 3}
+
+
+async def test_a_repository_gone_for_thirty_days_is_not_followed_any_more(store, standin, world):
+    filled(world, issues=1)
+    gone, _ = filled(world, issues=1, name="brindle/oat")
+    await follow(store, world.visible_repositories())
+    await crawl_now(store, standin)
+    world.delete_repository(gone)
+    for day in (0, 1, 31):
+        world.advance(day * 86_400 + 60)
+        await crawl_now(store, standin)
+    assert await rows(store, "SELECT full_name FROM repository WHERE followed") == [("quillcap/marlframe",)]
+
+
+async def test_an_archived_repository_is_swept_once_a_week(store, standin, world):
+    repository, _ = filled(world, issues=1)
+    await follow(store, [repository])
+    world.archive(repository)
+    await crawl_now(store, standin)
+    swept = []
+    for day in range(1, 9):
+        world.advance(86_460)
+        swept += [day] * (await crawl_now(store, standin)).usage.by_query["sweep"]
+    assert swept == [7]
+
+
+# a bad day at GitHub
+
+
+FAULTS = [
+    *[("502", {"operation": operation, "times": 2}) for operation in ("Sweep", "Fetch")],
+    ("502", {"operation": "Sweep", "min_ids": 13, "times": 6}),  # too heavy until it is halved twice
+    ("504", {"operation": "Fetch", "min_ids": 30, "times": 4}),
+    ("500", {"operation": "ListIssues", "times": 2}),
+    ("drop", {"operation": "Fetch", "times": 2}),
+    ("html", {"operation": "Sweep", "times": 2}),
+    ("401", {"operation": "Sweep"}),
+    ("secondary_403", {"operation": "Fetch"}),
+    ("secondary_200", {"operation": "Sweep"}),
+    ("429", {"operation": "ListPulls"}),
+    ("resource_limits", {"operation": "Sweep", "times": 2, "min_ids": 2}),
+    ("resource_limits", {"operation": "Fetch", "times": 3, "min_ids": 2}),
+    ("wrong_null", {"operation": "Sweep", "times": 2, "min_ids": 2}),
+    ("wrong_null", {"operation": "Fetch", "times": 2, "min_ids": 2}),
+    ("not_found", {"operation": "Sweep"}),  # denied once, and there when asked again
+    ("not_found", {"operation": "Fetch"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), FAULTS)
+async def test_a_fault_loses_nothing_and_buries_nobody(store, standin, world, kind, options):
+    await follow(store, world.populate(60, items_each=4, seed=6))
+    filled(world, issues=30, pulls=20)
+    await follow(store, world.visible_repositories())
+    standin.faults.add(kind, **options)
+    crawled = await crawl_now(store, standin)
+    assert await compared(store, world) == Comparison()
+    assert (crawled.failed, await ahead(store, world)) == ({}, [])
+    assert standin.faults.met[kind] >= min(options.get("times", 1), 2)
+
+
+async def test_an_item_that_github_never_tells_costs_only_itself(store, standin, world):
+    _, items = filled(world, issues=20)
+    filled(world, issues=5, name="brindle/oat")
+    standin.faults.add("forbidden", operation="Fetch", ids={items[7].node_id}, times=None)
+    names = ("quillcap/marlframe", "brindle/oat")
+    for _ in range(2):
+        crawled = await crawl_now(store, standin, *names)
+        assert crawled.failed == {"quillcap/marlframe": "the text of an item could not be fetched"}
+        assert (await compared(store, world)).missed == [("quillcap/marlframe", 8)]
+        assert await ahead(store, world) == []
+        world.advance(3_600)
+    assert (await crawl_now(store, standin, *names)).failed == {}
+    await asked_to_digest(store)
+    status = await read_status(store.pool)
+    assert (status.complete, status.dead_letters, [gap.reason for gap in status.gaps]) == (True, 1, ["dead letter: FORBIDDEN"])
+    standin.faults.clear()
+    world.update_item(items[7], body="Column 7 is doubled, and everybody may know.")
+    await crawl_now(store, standin, *names)
+    assert await compared(store, world) == Comparison()
+
+
+async def test_a_repository_that_github_will_not_tell_is_swept_next_time(store, standin, world):
+    repositories = world.populate(30, items_each=4, seed=7)
+    await follow(store, repositories)
+    await crawl_now(store, standin)
+    world.hour(120, seed=1)
+    standin.faults.add("forbidden", operation="Sweep", ids={repositories[0].node_id}, times=None)
+    crawled = await crawl_now(store, standin)
+    assert list(crawled.failed) == [repositories[0].full_name]
+    assert "SAML" in crawled.failed[repositories[0].full_name]
+    assert {repo for repo, _ in (await compared(store, world)).missed} <= {repositories[0].full_name}
+    assert [(gap.stage, gap.count) for gap in (await read_status(store.pool)).gaps if gap.stage == "sweep"] == [("sweep", 1)]
+    standin.faults.clear()
+    world.advance(3_600)
+    assert (await crawl_now(store, standin)).failed == {}
+    assert await compared(store, world) == Comparison()
+
+
+async def test_a_used_up_quota_stops_the_crawl_and_the_next_one_goes_on(store, standin, world):
+    await follow(store, world.populate(150, items_each=4, seed=8))
+    standin.faults.add("exhausted", after=6)
+    with pytest.raises(RateLimited, match=r"GitHub's limit is reached for \d+ minutes") as caught:
+        await crawl_now(store, standin)
+    assert caught.value.resets_at is not None
+    assert await ahead(store, world) == []
+    assert 0 < len(await rows(store, "SELECT FROM item WHERE stored_at IS NOT NULL")) < 600
+    world.advance(3_600)
+    await crawl_now(store, standin)
+    assert await compared(store, world) == Comparison()
+    assert standin.counters.fetched_twice == {}
+
+
+async def test_requests_in_flight_never_exceed_the_limit_of_each_credential(store, standin, world):
+    await follow(store, world.populate(400, items_each=3, seed=9))
+    standin.service.latency_seconds = 0.02
+    await crawl_now(store, standin, tokens=("token-a", "token-b"), in_flight=3, batch=10)
+    assert await compared(store, world) == Comparison()
+    peaks = standin.counters.peak_by_credential
+    assert (max(peaks.values()), set(peaks)) == (3, {"token-a", "token-b"})
+    assert 3 < standin.counters.peak_in_flight <= 6
+
+
+# bad input
+
+
+async def test_names_that_lead_nowhere_are_named_and_the_rest_is_crawled(store, standin, world):
+    filled(world, issues=2)
+    world.make_private(filled(world, issues=2, name="brindle/oat")[0])
+    renamed, _ = filled(world, issues=2, name="brindle/old")
+    world.rename_repository(renamed, "brindle/new")
+    crawled = await crawl_now(store, standin, "quillcap/marlframe", "no/such", "brindle/oat", "brindle/old")
+    assert crawled.failed == {"no/such": "not found, or private", "brindle/oat": "not found, or private"}
+    assert await compared(store, world) == Comparison()
+
+
+async def test_switched_off_issues_leave_the_pull_requests(store, standin, world, caplog):
+    repository, _ = filled(world, issues=4, pulls=4)
+    world.disable_issues(repository)
+    crawled = await crawl_now(store, standin, "quillcap/marlframe")
+    assert crawled.failed == {}
+    assert await compared(store, world) == Comparison()
+    assert "quillcap/marlframe: its issues are switched off, so only its pull requests are crawled" in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["is_locked", "is_disabled"])
+async def test_a_repository_that_github_has_locked_keeps_what_is_stored_of_it(store, standin, world, caplog, flag):
+    repository, items = filled(world, issues=4)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    world.change_repository(repository, **{flag: True})
+    world.advance(3_600)
+    world.update_item(items[0], body="Column 0 is right again.")
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert "quillcap/marlframe: GitHub has locked or disabled it, so it stays as it is" in caplog.text
+    assert (await compared(store, world)).missed == [("quillcap/marlframe", 1)]
+    assert await ahead(store, world) == []
+    world.change_repository(repository, **{flag: False})
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+
+
+async def test_unusual_items_are_stored_as_they_are(store, standin, world):
+    repository, _ = filled(world, issues=1)
+    world.add_item(repository, "issue", author=None, body="The account is gone.")
+    world.add_item(repository, "pull_request", body="x\u2028\U0001f9ea " * 45_000)  # 225 KB of UTF-8 and more
+    world.add_item(repository, "issue", title="No body at all", body="")
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("html", "with text/html, not with GitHub's JSON: is there a proxy?"),
+        ("insufficient_scopes", "token 1 of 1 may not read this: Your token has not been granted the scopes"),
+        ("forbidden_403", "token 1 of 1 is forbidden to ask"),
+        ("401", "GitHub refuses token 1 of 1: replace it"),
+        ("drop", "the connection broke"),
+    ],
+)
+async def test_when_nobody_answers_any_more_the_crawl_says_why_and_goes_on_another_time(store, standin, world, fault, message):
+    await follow(store, world.populate(150, items_each=4, seed=10))
+    standin.faults.add(fault, after=5, times=None)
+    with pytest.raises(SourceUnavailable, match=re.escape(message)):
+        await crawl_now(store, standin)
+    assert await ahead(store, world) == []
+    status = await read_status(store.pool)
+    assert (status.freshness_seconds, message in status.warnings[0]) == (None, True)  # a crawl that failed makes nothing fresh
+    standin.faults.clear()
+    await crawl_now(store, standin)
+    assert await compared(store, world) == Comparison()
+    status = await read_status(store.pool)
+    assert (status.freshness_seconds is None, status.warnings) == (False, [])
+
+
+async def test_a_token_that_is_refused_leaves_the_work_to_the_others(store, standin, world):
+    await follow(store, world.populate(120, items_each=4, seed=11))
+    standin.faults.add("insufficient_scopes", credential="token-b", times=None)
+    await crawl_now(store, standin, tokens=("token-b", "token-a"))
+    assert await compared(store, world) == Comparison()
+    assert standin.counters.requests_by_credential["token-b"] <= 2
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_is_an_hour_off_changes_nothing(store, world, hours):
+    """Ours, that is: GitHub's is right by definition. An App must sign its proofs with the time as GitHub has it."""
+    world.now = datetime.now(UTC) + timedelta(hours=hours)
+    private_key, public_key = key_pair()
+    with StandIn(world) as standin:
+        standin.limits.register_app("4711", public_key, ["77"])
+        await follow(store, world.populate(60, items_each=4, seed=12))
+        app = Credential(AppInstallation("4711", "77", private_key, standin.url))
+        for updates in (1, 60, 60):
+            world.hour(updates, seed=updates)
+            async with open_github(standin.graphql_url, [app]) as github, recorded_run(store, "crawl") as run:
+                await crawl(store, github, (), run, CrawlOptions(since=LONG_AGO))
+            assert await compared(store, world) == Comparison()
+        assert standin.counters.fetched_twice == {}
+        assert standin.counters.tokens_issued == 3  # they live for an hour, and an hour passes each time
+
+
+# another source
+
+
+async def test_rest_and_graphql_tell_the_same_items(store, standin, world):
+    repositories = world.populate(8, items_each=30, seed=13)
+    filled(world, issues=120, pulls=90)
+    world.hour(60, seed=1)
+    names = [*(repository.full_name for repository in repositories), "quillcap/marlframe"]
+    await crawl_now(store, standin, *names)
+    by_graphql = await told(store)
+    await rows(store, "DELETE FROM repository RETURNING id")
+    async with open_source(standin.url, "token-a") as source, recorded_run(store, "crawl") as run:
+        failed = await crawl(store, source, names, run, CrawlOptions(since=LONG_AGO))
+    assert failed == {}
+    assert len(by_graphql) == len(world.record())
+    assert await told(store) == by_graphql
+
+
+async def told(store):
+    """What both sources tell. REST has its own database ids for pull requests, and counts comments without being asked to."""
+    async with store.pool.connection() as connection:
+        items = await stored_items(connection)
+    return [{name: value for name, value in item.items() if name not in {"database_id", "comments_count"}} for item in items]
+
+
+async def asked_to_digest(store):
+    """Digest what is due; returns how many texts the engine was asked to summarize."""
+    stub = StubEngine()
+    async with open_client("http://stub/v1", transport=httpx2.MockTransport(stub)) as client:
+        engine = await preflight(client, "stub", purpose="LLM")
+        async with recorded_run(store, "digest") as run:
+            await digest(store, Engines(engine, engine, VERSION, None), run)
+    return run.counts.llm_requests
+
+
+async def numbers_found(store, repo="quillcap/marlframe"):
+    version = await ensure_version(store.pool, VERSION)
+    hits = await search(store.pool, version, "totals doubled column", None, mode="text", filters=Filters(repo), limit=100)
+    return {hit.number for hit in hits}
