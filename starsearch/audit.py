@@ -66,10 +66,11 @@ REST = """
 SELECT
   (SELECT count(*) FROM repository WHERE gone_at IS NULL) AS repositories,
   (SELECT count(*) FROM rejection) AS rejected,
-  (SELECT extract(epoch FROM now() - max(finished_at)) FROM run WHERE kind IN ('ingest', 'crawl')) AS freshness_seconds,
+  (SELECT extract(epoch FROM now() - max(finished_at)) FROM run WHERE kind IN ('ingest', 'crawl') AND failure IS NULL) AS freshness_seconds,
+  (SELECT failure FROM run WHERE kind = 'crawl' AND finished_at IS NOT NULL ORDER BY id DESC LIMIT 1) AS failure,
   (SELECT count(*) FROM repository WHERE followed) AS followed,
-  (SELECT github || jsonb_build_object('run', id, 'started_at', started_at) FROM run WHERE github IS NOT NULL ORDER BY id DESC LIMIT 1)
-    AS github
+  (SELECT github || jsonb_build_object('run', id, 'kind', kind, 'started_at', started_at)
+    FROM run WHERE github IS NOT NULL ORDER BY id DESC LIMIT 1) AS github
 """
 FRESHNESS = """
 SELECT
@@ -113,7 +114,7 @@ class Status:
     """What the database holds. `usage` is the ledger: see cost.bill.
 
     `github` is what GitHub charged the last run that asked it over GraphQL. `freshness_seconds` is the time since a crawl or an
-    ingest last finished; None before the first. `searchable_seconds`: from a change on GitHub to its being searchable, over the last
+    ingest last ended well; None before the first. `searchable_seconds`: from a change on GitHub to its being searchable, over the last
     day. `counted`: what the last full count said of the kept counts.
     """
 
@@ -193,7 +194,7 @@ async def read_status(pool: Pool, prices: Prices | None = None, *, every_gap: bo
         counted=counted,
         recall=recall,
         versions=found,
-        warnings=[*_warnings(recall, counted)],
+        warnings=[*_warnings(recall, counted, rest["failure"])],
         gaps=gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in dead],
     )
 
@@ -263,7 +264,9 @@ async def _counted(connection: AsyncConnection) -> dict[str, Any] | None:
     return asdict(last) if last else None
 
 
-def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None) -> Iterable[str]:
+def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None, failure: str | None) -> Iterable[str]:
+    if failure:
+        yield f"the last crawl failed: {failure}"
     for measured in recall:
         if measured["recall"] < RECALL_TARGET:
             yield f"recall@10 is {measured['recall']:.2f} ({measured['filter']}), below {RECALL_TARGET}: see docs/operations.md"

@@ -20,6 +20,7 @@ from starsearch.errors import (
     EngineUnavailable,
     LeaseLost,
     PreconditionMissing,
+    StarsearchError,
     VersionMismatch,
 )
 from starsearch.github.client import Usage
@@ -62,11 +63,15 @@ async def recorded_run(store: Store, kind: str, progress: Progress = no_progress
     """A run whose counts are written down however it ends."""
     run = Run(await start_run(store.pool, kind), progress=progress)
     started = time.monotonic()
+    failure: str | None = None
     try:
         yield run
+    except BaseException as error:
+        failure = str(error) if isinstance(error, StarsearchError) else type(error).__name__
+        raise
     finally:
         run.counts.seconds = time.monotonic() - started
-        await finish_run(store.pool, run.id, run.counts, run.github.as_dict() if run.github else None)
+        await finish_run(store.pool, run.id, run.counts, run.github.as_dict() if run.github else None, failure=failure)
         await fold(store.pool)  # so that whoever asks for the status next does not wait for it
 
 

@@ -120,9 +120,10 @@ def print_status(status: Status) -> None:
     tokens = usage["prompt_tokens"] + usage["completion_tokens"]
     if status.github:
         spent = status.github
+        waits = f"{spent['waits']} waits of {spent['waited_seconds']:.0f} s"
         out.print(
-            f"{status.followed:,} followed; the last crawl cost {spent['points']:,} points, {spent['requests']:,} requests to GitHub, "
-            f"{spent['splits']} splits, {spent['waits']} waits"
+            f"{status.followed:,} followed; the last {spent['kind']} cost {spent['points']:,} points, {spent['requests']:,} requests to "
+            f"GitHub, {spent['splits']} splits, {waits}"
         )
     out.print(f"{usage['llm_requests']:,} engine requests, {tokens:,} tokens, {cost}; {status.rejected:,} rejected lines")
 

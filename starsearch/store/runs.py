@@ -16,12 +16,12 @@ async def start_run(pool: Pool, kind: str) -> int:
     return int(row[0])
 
 
-async def finish_run(pool: Pool, run_id: int, counts: Counts, github: dict[str, Any] | None = None) -> None:
-    """`github`: what GitHub charged the run (points, requests, splits, waits)."""
+async def finish_run(pool: Pool, run_id: int, counts: Counts, github: dict[str, Any] | None = None, *, failure: str | None = None) -> None:
+    """`github`: what GitHub charged the run (points, requests, splits, waits). failure: why it ended early."""
     async with pool.connection() as connection:
         await connection.execute(
-            "UPDATE run SET finished_at = now(), counts = %s, github = %s WHERE id = %s",
-            [Json(counts.as_dict()), github and Json(github), run_id],
+            "UPDATE run SET finished_at = now(), counts = %s, github = %s, failure = %s WHERE id = %s",
+            [Json(counts.as_dict()), github and Json(github), failure, run_id],
         )
 
 
