@@ -18,9 +18,9 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
         newest: take only the newest so many items of each, whatever their age, instead of all since the last crawl.
     """
     await prepare()
-    fetched, failed = await fetch(repositories, newest)
+    fetched, failed, github = await fetch(repositories, newest)
     digested = await digest_due()
-    return (await report("crawl-counts", [fetched, digested], failed)).as_dict()
+    return (await report("crawl-counts", [fetched, digested], failed, github)).as_dict()
 
 
 if __name__ == "__main__":

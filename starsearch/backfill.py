@@ -20,8 +20,9 @@ from starsearch.fetching import Fetcher
 from starsearch.github.client import GitHub
 from starsearch.github.counting import count_items
 from starsearch.github.credentials import BACKFILL_RESERVE
-from starsearch.models import ITEM_TYPES, ItemType
+from starsearch.models import ITEM_TYPES, ItemType, is_repository_name
 from starsearch.pipeline import Run
+from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store import backfills
 from starsearch.store.leases import BACKFILL
@@ -112,7 +113,7 @@ async def backfill(store: Store, github: GitHub, request: Request, run: Run, opt
     """Store the items of the range; returns what was not read, with the reason. The same request again goes on."""
     run.github = github.usage
     await github.ping()
-    chosen, failed = await _choose(store, github, request, options)
+    chosen, failed = await _choose(store, github, request, options, run.progress)
     begun = await backfills.begin(store.pool, request.as_json(), since=request.since, until=request.until)
     await backfills.add_parts(store.pool, begun.id, [node for node, _ in chosen], request.kinds)
 
@@ -127,13 +128,30 @@ async def backfill(store: Store, github: GitHub, request: Request, run: Run, opt
     return failed | cycle.failed
 
 
-async def _choose(store: Store, github: GitHub, request: Request, options: CrawlOptions) -> tuple[list[tuple[str, str]], dict[str, str]]:
+async def _choose(
+    store: Store, github: GitHub, request: Request, options: CrawlOptions, progress: Progress = no_progress
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """(node id, name) of the request's repositories, and those not found, with the reason."""
-    failed, nodes = await resolve_names(store, github, request.repositories, host=options.host)
+    failed, nodes = await resolve_names(store, github, request.repositories, host=options.host, progress=progress)
     chosen = await listed(store.pool, options.host, top=request.top, nodes=nodes if request.repositories else None)
     if not chosen and not request.repositories:
         raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
     return chosen, failed
+
+
+def read_request(since: str, until: str, repositories: Sequence[str] = (), top: int | None = None) -> Request:
+    """A request as a person writes it. Raises ValueError with what is wrong with it."""
+    now = datetime.now(UTC)
+    try:
+        moments = parse_moment(since, now=now), parse_moment(until, now=now, end=True)
+    except ValueError as error:
+        raise ValueError("write a day (2026-03-01) or days back (7d)") from error
+    if moments[0] >= moments[1]:
+        raise ValueError("since is not before until")
+    for name in repositories:
+        if not is_repository_name(name):
+            raise ValueError(f"{name!r} is not owner/name")
+    return Request(*moments, tuple(dict.fromkeys(repositories)), top, spelled=(since, until))
 
 
 def parse_moment(text: str, *, now: datetime, end: bool = False) -> datetime:

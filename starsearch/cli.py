@@ -265,16 +265,12 @@ def backfill(
     json: Json = False,
 ) -> None:
     """A range of history, for the first time or again. Stopped, the same command goes on."""
-    from starsearch.backfill import Request, parse_moment
+    from starsearch.backfill import read_request
 
-    now = datetime.now(UTC)
     try:
-        moments = parse_moment(since, now=now), parse_moment(until, now=now, end=True)
-    except ValueError:
-        raise typer.BadParameter("write a day (2026-03-01) or days back (7d)", param_hint="--since, --until") from None
-    if moments[0] >= moments[1]:
-        raise typer.BadParameter("is not before --until", param_hint="--since")
-    request = Request(*moments, tuple(_repository_names(repo)), top, spelled=(since, until))
+        request = read_request(since, until, _repository_names(repo), top)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since, --until") from None
     _run(_backfill(read_settings(), request, dry_run, no_digest, json))
 
 

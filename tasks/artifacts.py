@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from prefect.artifacts import acreate_progress_artifact, acreate_table_artifact, aupdate_progress_artifact
 
+from starsearch.github.client import Usage
 from starsearch.models import Counts
 from starsearch.progress import Progress
 
+Row = dict[str, Any]
 UPDATE_SECONDS = 3.0  # an update costs the server 16 ms
 
 
@@ -39,12 +41,35 @@ async def progress_artifact(key: str, description: str) -> AsyncIterator[Progres
         await aupdate_progress_artifact(artifact, latest["percent"])
 
 
-async def counts_table(key: str, counts: Counts, failed: dict[str, str]) -> None:
+async def counts_table(key: str, counts: Counts, failed: Mapping[str, str], github: Usage | None = None) -> None:
+    """`failed`: repositories that were not crawled, with the reason. `github`: what GitHub charged, where it was asked over GraphQL."""
     values: dict[str, Any] = counts.as_dict()
     if counts.cost_usd is None:
         values["cost_usd"] = "unknown: a model has no price"
     elif counts.embedded:
         values["usd_per_million_items"] = round(counts.cost_usd / counts.embedded * 1_000_000, 2)
-    rows = [{"count": name.replace("_", " "), "value": value} for name, value in values.items()]
-    rows += [{"count": f"not crawled: {repo}", "value": reason} for repo, reason in failed.items()]
+    await _table(key, [*_rows(values), *_charged(github), *(_row(f"not crawled: {repo}", reason) for repo, reason in failed.items())])
+
+
+async def values_table(key: str, values: Mapping[str, object], github: Usage | None) -> None:
+    """What a stage did that is not about items, and what GitHub charged for it."""
+    await _table(key, [*_rows(values), *_charged(github)])
+
+
+def _charged(github: Usage | None) -> list[Row]:
+    spent = github.as_dict() if github else {}
+    queries = spent.pop("by_query", {})
+    told = {f"GitHub: {name}": value for name, value in spent.items()}
+    return _rows(told | {f"GitHub: requests of {query}": number for query, number in queries.items()})
+
+
+def _rows(values: Mapping[str, object]) -> list[Row]:
+    return [_row(name.replace("_", " "), value) for name, value in values.items()]
+
+
+def _row(name: str, value: object) -> Row:
+    return {"count": name, "value": value}
+
+
+async def _table(key: str, rows: list[Row]) -> None:
     await acreate_table_artifact(table=rows, key=key, description="What this run did")

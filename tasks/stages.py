@@ -1,4 +1,4 @@
-"""The coarse stages of a run as Prefect tasks: prepare, rank, fetch, ingest, digest, report.
+"""The coarse stages of a run as Prefect tasks: prepare, rank, fetch, ingest, digest, backfill, check, report.
 
 Never a task per item: one task run costs the server about 20 ms of CPU. Each opens what it needs and closes it, passes counts and
 no bodies, and may simply run again: the database knows what is done. Results are not cached; a cache is not a checkpoint.
@@ -13,8 +13,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from starsearch.activation import activate
+from starsearch.backfill import Request, backfill
+from starsearch.backfill import price as price_of_range
+from starsearch.cost import read_prices
 from starsearch.crawling import crawl
 from starsearch.errors import PreconditionMissing
+from starsearch.github.client import Usage
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
 from starsearch.pipeline import digest, ingest, recorded_run
@@ -30,9 +34,10 @@ from starsearch.store.leases import find_due
 from starsearch.store.purges import purge, unfinished
 from starsearch.store.tallies import forget_old_measurements, reconcile
 from starsearch.store.versions import active_version
-from tasks.artifacts import counts_table, progress_artifact
+from tasks.artifacts import counts_table, progress_artifact, values_table
 
 log = logging.getLogger(__name__)
+Crawled = tuple[Counts, dict[str, str], Usage | None]
 
 
 @task(name="prepare", retries=2, retry_delay_seconds=5, cache_policy=NO_CACHE)
@@ -58,14 +63,17 @@ async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | 
             async with open_graphql(settings) as github:
                 refreshed = await rank_by_search(store, github, run, host=settings.github_host, top=top)
     log.info("%s; %s", refreshed, run.github)
-    return rank_counts(refreshed, run)
+    counts = rank_counts(refreshed, run)
+    await values_table("rank-counts", counts, run.github)
+    return counts
 
 
 @task(name="fetch", retries=1, retry_delay_seconds=10, timeout_seconds=3_000, cache_policy=NO_CACHE)
-async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -> tuple[Counts, dict[str, str]]:
+async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -> Crawled:
     """Store what changed in the named repositories, else in those of STARSEARCH_REPOSITORIES, else in the followed list.
 
-    Within the hour, so that the next run does not meet this one.
+    Returns the counts, the repositories that were not crawled, and what GitHub charged. Within the hour, so that the next run does not
+    meet this one.
     """
     settings = read_settings()
     async with (
@@ -77,7 +85,7 @@ async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -
         named = list(repositories or settings.repositories)
         failed = await crawl(store, source, named, run, crawl_options(settings, newest=newest))
         log.info("%s", source.usage)
-    return run.counts, failed
+    return run.counts, failed, run.github
 
 
 @task(name="ingest", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
@@ -144,6 +152,7 @@ async def check_open_items(items: int) -> dict[str, int]:
     ):
         checks = await check_items(store, github, run, crawl_options(settings), items=items)
     log.info("%s; %s", checks, github.usage)
+    await values_table("maintain-counts", vars(checks), github.usage)
     return vars(checks)
 
 
@@ -177,11 +186,36 @@ async def activate_version(version: str, questions: str | None, margin: float) -
         return (await activate(settings, store, run, name=version, questions=path, margin=margin)).as_dict()
 
 
+@task(name="price", retries=1, retry_delay_seconds=60, timeout_seconds=3_000, cache_policy=NO_CACHE)
+async def price_range(request: Request) -> dict[str, Any]:
+    """What reading a range of history would cost; nothing is read."""
+    settings = read_settings()
+    async with open_store(settings) as store, open_graphql(settings) as github:
+        told = (await price_of_range(store, github, request, crawl_options(settings), read_prices(settings.prices))).as_dict()
+    await values_table("backfill-price", told, github.usage)
+    return told
+
+
+@task(name="backfill", retries=1, retry_delay_seconds=60, cache_policy=NO_CACHE)
+async def read_range(request: Request) -> Crawled:
+    """Store the items of a range of history. It may take days: a backfill sits out the hour when its share of the points is spent."""
+    settings = read_settings()
+    async with (
+        open_store(settings) as store,
+        open_graphql(settings, backfill=True) as github,
+        progress_artifact("backfill-fetch", "lists read and texts fetched") as progress,
+        recorded_run(store, "backfill", progress) as run,
+    ):
+        failed = await backfill(store, github, request, run, crawl_options(settings))
+    log.info("%s", github.usage)
+    return run.counts, failed, github.usage
+
+
 @task(name="report", cache_policy=NO_CACHE)
-async def report(key: str, parts: Sequence[Counts], failed: dict[str, str]) -> Counts:
+async def report(key: str, parts: Sequence[Counts], failed: dict[str, str], github: Usage | None = None) -> Counts:
     """Add the stages' counts up into the run's table. A failed repository fails nothing else: it joins the next crawl."""
     total = Counts()
     for part in parts:
         total.add(part)
-    await counts_table(key, total, failed)
+    await counts_table(key, total, failed, github)
     return total

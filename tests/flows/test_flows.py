@@ -111,6 +111,38 @@ async def test_crawl_of_nothing_fails_and_says_what_to_do(environment):
         await crawl()
 
 
+async def test_the_flows_around_the_crawl_do_their_work_and_say_what_github_charged(environment, monkeypatch):
+    from flows.backfill import backfill
+    from flows.crawl import crawl
+    from flows.maintain import maintain
+    from flows.rank import rank
+    from tests.standin.server import StandIn
+    from tests.standin.world import World
+
+    world = World()
+    first, *_ = (world.add_repository(f"quillcap/{name}", stars=stars) for name, stars in (("marlframe", 9), ("oat", 8), ("rye", 7)))
+    items = [world.add_item(first, kind, created_at="2025-12-01", updated_at="2026-01-02") for kind in ("issue", "pull_request")]
+    with StandIn(world) as standin:
+        settings = {"GRAPHQL_URL": standin.graphql_url, "REST_URL": standin.url, "TOKENS": "token-a"}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"STARSEARCH_GITHUB_{name}", value)
+        assert (await rank(top=2))["came"] == 2
+        assert (await crawl())["items"] == 0  # nothing of the last day
+        assert (await backfill("2026-01-01", top=1, dry_run=True))["items"] == 2
+        assert (await backfill("2026-01-01", top=1))["embedded"] == 2
+        world.delete_item(items[0])
+        world.delete_item(items[1])
+        assert await maintain() == {"checked": 2, "tombstones": 2, "fetched": 0, "failed": 0}
+        with pytest.raises(ValueError, match="7d"):
+            await backfill("soon")
+    newest = sorted((each for each in await artifacts() if each.key), key=lambda each: each.created)
+    tables = {each.key: json.loads(each.data) for each in newest if each.key.endswith(("-counts", "-price"))}
+    for key in ("rank-counts", "crawl-counts", "backfill-price", "backfill-counts", "maintain-counts"):
+        told = {row["count"]: row["value"] for row in tables[key]}
+        assert told["GitHub: points"] == told["GitHub: requests"] > 0
+        assert {"GitHub: splits", "GitHub: waits", "GitHub: waited seconds"} <= set(told)
+
+
 async def test_the_main_job_costs_a_handful_of_task_runs_whatever_the_number_of_items(environment, row, jsonl):
     from prefect import get_client
 
@@ -161,7 +193,7 @@ async def test_deployed_cron_yields_scheduled_runs(tmp_path):
                     not (runs := await client.read_flow_runs(flow_filter=crawls, flow_run_filter=scheduled)) and time.monotonic() < deadline
                 ):
                     await asyncio.sleep(1)
-        assert names == {"rank/daily", "crawl/hourly", "digest/shard", "maintain/daily", "reprocess/manual"}
+        assert names == {"rank/daily", "crawl/hourly", "digest/shard", "backfill/manual", "maintain/daily", "reprocess/manual"}
         assert runs
         assert all(run.expected_start_time.minute == 7 for run in runs)
     finally:
