@@ -11,12 +11,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, inference, inference_overhead, leases, status, swap, web
+from benchmarks import embedded, github, inference, inference_overhead, leases, status, swap, web
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
     "embedded.embeddings_per_second": embedded.embeddings_per_second,
     "embedded.items_per_second": embedded.items_per_second,
+    "github.hour": github.hour,
+    "github.burst": github.burst,
+    "github.faults": github.faults,
+    "github.rank": github.rank,
     "inference.overhead_cpu_ms_per_item": inference_overhead.overhead_cpu_ms_per_item,
     "inference.duplicates.requests": inference_overhead.duplicate_requests,
     "inference.memory_growth_mb": inference_overhead.memory_growth_mb,
