@@ -19,6 +19,7 @@ from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store.items import read_checkpoint
 from starsearch.store.leases import worker
+from starsearch.store.purges import purged_names
 from starsearch.store.repositories import count_followed, mark_failed, nodes_by_name, store_facts, to_sweep, unresolved
 from starsearch.store.repository_leases import begin_sweep, claim_repositories, count_unswept, give_back_repositories
 
@@ -51,6 +52,11 @@ async def crawl(
     Returns the ones that were not crawled, with the reason; they join the next crawl. Raises RateLimited or SourceUnavailable after
     storing what had come.
     """
+    purged = await purged_names(store.pool, options.host, repositories)
+    if purged:
+        left = [name for name in repositories if name not in purged]
+        refused = dict.fromkeys(purged, "was purged, and is not taken back")
+        return refused | (await crawl(store, source, left, run, options) if left else {})
     if isinstance(source, RestSource):
         return await _crawl_rest(store, source, repositories, run, options)
     if not repositories and not await count_followed(store.pool, options.host):

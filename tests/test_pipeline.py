@@ -14,11 +14,12 @@ from starsearch.errors import EngineFailing, EngineUnavailable, LeaseLost, Versi
 from starsearch.explain import explain, parse_address
 from starsearch.inference.client import open_client, preflight
 from starsearch.jsonl import read_items
-from starsearch.models import IndexVersion
+from starsearch.models import Chunk, IndexVersion, parse_item
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.store import digests, leases
 from starsearch.store.digests import finish_batch
-from starsearch.store.leases import claim, find_due, release_dead, worker
+from starsearch.store.items import store_chunk
+from starsearch.store.leases import BACKFILL, LIVE, claim, find_due, release_dead, worker
 from starsearch.store.versions import ensure_version
 from tests.stub_engine import StubEngine, completion, failure
 
@@ -234,6 +235,16 @@ async def test_a_zombie_can_write_nothing(store, row, jsonl):
     with pytest.raises(LeaseLost):
         await finish_batch(store.pool, version, zombies, [], [], [], run_id=1)
     assert await rows(store, "SELECT lease_token FROM due") == [(taken.token,)]
+
+
+async def test_live_items_are_leased_before_backfilled_ones(store, row, jsonl):
+    version = await ensure_version(store.pool, VERSION)
+    async with recorded_run(store, "backfill") as run:
+        for numbers, priority in ((range(1, 6), BACKFILL), (range(6, 11), LIVE)):
+            chunk = Chunk(tuple(parse_item(row(n)) for n in numbers))
+            await store_chunk(store.pool, chunk, run_id=run.id, priority=priority)
+    batches = [await claim(store.pool, version.id, 1, size=5) for _ in range(2)]
+    assert [{item.title.split()[-1] for item in batch.items} for batch in batches] == [set("6789") | {"10"}, set("12345")]
 
 
 async def test_two_workers_never_hold_the_same_item(store, row, jsonl):

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from starsearch.audit import read_status
+from starsearch.crawling import crawl
+from starsearch.github.rest import open_source
 from starsearch.jsonl import read_items
 from starsearch.models import RepositoryFacts, SeenItem, parse_item
 from starsearch.pipeline import digest, ingest, recorded_run
@@ -174,6 +176,13 @@ async def test_a_purged_repository_is_not_swept_under_any_name_and_its_name_is_f
     assert await listed(store.pool, HOST) == [("R_9", "quillcap/marlframe")]
     _, inserted = await crawl_finds(store, ids["R_9"], [items[2].model_copy(update={"node_id": "I_9"})])
     assert inserted == 1
+
+
+async def test_a_crawl_that_names_it_is_refused(store, crawled):
+    await purge(store.pool, Target(HOST, "quillcap/marlframe"))
+    async with open_source("http://127.0.0.1:1") as source, recorded_run(store, "crawl") as run:
+        failed = await crawl(store, source, ["QuillCap/Marlframe"], run)
+    assert failed == {"QuillCap/Marlframe": "was purged, and is not taken back"}
 
 
 async def test_a_purge_that_died_goes_on(store, filled, monkeypatch):

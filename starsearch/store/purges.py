@@ -98,6 +98,17 @@ async def purge(pool: Pool, target: Target, progress: Callable[[int], None] = la
     return done
 
 
+async def purged_names(pool: Pool, host: str, names: Sequence[str]) -> list[str]:
+    """Those of these repositories that were purged."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT n FROM unnest(%(names)s::text[]) AS n LEFT JOIN repository r "
+            "ON r.host = %(host)s AND lower(r.full_name) = lower(n) AND r.gone_at IS NULL WHERE purged_repository(%(host)s, n, r.node_id)",
+            {"names": list(names), "host": host},
+        )
+        return [name for (name,) in await cursor.fetchall()]
+
+
 async def unfinished(pool: Pool) -> list[Target]:
     async with pool.connection() as connection, connection.cursor(row_factory=class_row(Target)) as cursor:
         await cursor.execute("SELECT DISTINCT host, repository, number, author FROM purge WHERE finished_at IS NULL ORDER BY 1, 2, 3, 4")

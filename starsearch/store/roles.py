@@ -1,4 +1,4 @@
-"""Three roles with no more than they need: the owner changes the schema, the writer rows, the reader nothing.
+"""Three roles with no more than they need: the owner changes the schema, the writer rows, the reader nothing (it adds thumbs).
 
 They log in themselves, because a role's statement_timeout holds for whoever logs in as it and not for its members. They are made
 without a password: until an administrator sets one, nobody logs in with them over the network.
@@ -37,11 +37,13 @@ async def set_up_roles(connection: AsyncConnection, *, prefix: str = PREFIX) -> 
 
 
 async def _create(connection: AsyncConnection, name: str) -> bool:
-    cursor = await connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name])
-    if await cursor.fetchone() is not None:
-        return False
-    await connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
-    return True
+    """Whether it was missing; a migration makes the reader for `serve` to step down to, which does not log in."""
+    cursor = await connection.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", [name])
+    row = await cursor.fetchone()
+    if row is None or not row[0]:
+        verb = sql.SQL("CREATE" if row is None else "ALTER")
+        await connection.execute(sql.SQL("{} ROLE {} LOGIN").format(verb, sql.Identifier(name)))
+    return row is None
 
 
 async def _hand_over(connection: AsyncConnection, owner: str) -> None:
