@@ -5,6 +5,7 @@ other, and none waits. The version that served stays, and what is stored goes to
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from starsearch.pipeline import Lane, Run, digest_lanes, drain
 from starsearch.serving import open_version
 from starsearch.settings import Settings
 from starsearch.storage import Store
-from starsearch.store.swap import held, lagging, missing, swap
+from starsearch.store.swap import WAITING, held, lagging, missing, swap
 from starsearch.store.versions import active_version, build_index, find_version, newest_shadow, served_before
 
 ANN_FLOOR = 0.95
@@ -41,7 +42,7 @@ class Swap:
 
 def objections(before: Measured, after: Measured, *, margin: float) -> list[str]:
     """Every reason why `after` should not serve instead of `before`; none: it may."""
-    reasons = [f"{count:,} items would leave search ({reason})" for reason, count in after.missing.items()]
+    reasons = [f"{count:,} items would leave search ({reason})" for reason, count in _lost(after.missing).items()]
     reasons += [
         f"recall@10 by {mode} search falls from {recall:.2f} to {after.recall_at_10[mode]:.2f}, more than {margin:.2f}"
         for mode, recall in before.recall_at_10.items()
@@ -50,6 +51,11 @@ def objections(before: Measured, after: Measured, *, margin: float) -> list[str]
     if after.ann_recall < ANN_FLOOR:
         reasons.append(f"its index finds {after.ann_recall:.2f} of the nearest vectors, less than {ANN_FLOOR}")
     return reasons
+
+
+def _lost(missing: Mapping[str, int]) -> dict[str, int]:
+    """What is waiting arrived a moment ago; the swap does not happen before it is digested."""
+    return {reason: count for reason, count in missing.items() if reason != WAITING}
 
 
 async def activate(
@@ -76,7 +82,7 @@ async def activate(
         if reasons and not force:
             raise GateRefused(f"index version {version.short} does not serve: {'; '.join(reasons)}")
         done = Swap(told, after.as_dict(), asked.source, len(asked.asked), reasons)
-        await _swap(settings, store, target, serving, run, done, lost=sum(after.missing.values()))
+        await _swap(settings, store, target, serving, run, done, lost=sum(_lost(after.missing).values()))
     return done
 
 
@@ -86,7 +92,7 @@ async def roll_back(settings: Settings, store: Store, run: Run) -> Swap:
     serving = await _serving(store, version)
     async with open_version(settings, version) as target:
         await _complete(settings, store, target, run)
-        lost = await missing(store.pool, version, serving)
+        lost = _lost(await missing(store.pool, version, serving))
         reasons = [f"{count:,} items left search ({reason})" for reason, count in lost.items()]
         done = Swap({"version": serving.short}, {"version": version.short, "missing": lost}, "", 0, reasons)
         await _swap(settings, store, target, serving, run, done, lost=sum(lost.values()))

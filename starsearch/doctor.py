@@ -30,6 +30,9 @@ async def checks(settings: Settings) -> AsyncIterator[Check]:
     yield await _database(settings)
     yield await _engine(settings, "summaries")
     yield await _engine(settings, "embeddings")
+    serving = await _serving(settings)
+    if serving:
+        yield serving
     yield await _github(settings)
     yield await _prefect(settings)
 
@@ -72,6 +75,24 @@ def _serves(name: str, engine: Engine, size: str) -> Check:
     if engine.silent:
         return Check(name, "warning", f"{message}; silent: {', '.join(engine.silent)}: start them, or take them out of the setting")
     return Check(name, "ok", message)
+
+
+async def _serving(settings: Settings) -> Check | None:
+    """The engines of the version that serves, where the settings describe another one; None where they are those above."""
+    from starsearch.serving import open_version, settings_differ
+    from starsearch.storage import open_store
+    from starsearch.store.versions import active_version
+
+    try:
+        async with open_store(settings) as store:
+            version = await active_version(store.pool)
+            if version is None or not settings_differ(settings, version):
+                return None
+            async with open_version(settings, version) as engines:
+                where = f"{engines.embedding.model} at {engines.embedding.base_url}, {engines.llm.model} at {engines.llm.base_url}"
+    except StarsearchError as error:
+        return Check("index", "error", f"the engines of the version that serves: {error}")
+    return Check("index", "ok", f"{version.short} serves, by {where}; the settings describe another: `starsearch reprocess` builds it")
 
 
 async def _github(settings: Settings) -> Check:

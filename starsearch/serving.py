@@ -40,7 +40,9 @@ async def open_live(settings: Settings, store: Store) -> AsyncIterator[list[Engi
         for engines in opened:
             await move_engines(store.pool, engines.version)
         if settings_differ(settings, active):
-            log.warning("the settings describe other digests than index version %s, which serves: see `reprocess`", active.name)
+            log.warning(
+                "the settings (or this release) describe other digests than index version %s, which serves: see `reprocess`", active.name
+            )
         yield opened
 
 

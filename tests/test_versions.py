@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from pgvector import HalfVector
 
+from starsearch import activation, doctor
 from starsearch.activation import activate, objections, roll_back
 from starsearch.audit import read_status
 from starsearch.compare import Measured, compare
@@ -23,6 +24,7 @@ from starsearch.reprocess import price, reprocess
 from starsearch.serving import open_live
 from starsearch.settings import Settings
 from starsearch.store.leases import BATCH
+from starsearch.store.swap import held
 from starsearch.store.versions import (
     active_version,
     build_index,
@@ -225,6 +227,54 @@ async def test_a_swap_under_search_fails_no_question_and_a_long_lived_finder_not
     assert (done.before["recall_at_10"]["vector"], done.after["recall_at_10"]["vector"]) == (1.0, 1.0)
 
 
+async def test_what_becomes_searchable_during_the_gate_is_in_the_new_version_too(store, models, items, monkeypatch):
+    settings = models("words-64")
+    await digest_file(settings, store, items(1, 20))
+    await do(reprocess, models("words-96"), store)
+    chosen = activation.choose_questions
+
+    async def choose_late(store, path):
+        """Items that the old version has and the new one lacks, as a digest run leaves them between its two lanes."""
+        questions = await chosen(store, path)
+        await store_items(store, items(21, 25))
+        async with recorded_run(store, "digest") as run, open_live(settings, store) as live:
+            await digest(store, live[0], run)
+        assert await held_by(store) == {"words-64": 25, "words-96": 20}
+        return questions
+
+    monkeypatch.setattr(activation, "choose_questions", choose_late)
+    await do(activate, settings, store)
+    assert await held_by(store) == {"words-64": 25, "words-96": 25}
+    assert (await active_version(store.pool)).embedding_model == "words-96"
+
+
+async def test_batches_of_the_serving_version_wait_for_a_swap_and_nothing_else_does(store, models, items):
+    settings = models("words-64")
+    await digest_file(settings, store, items(1, 5))
+    serving = await active_version(store.pool)
+    async with held(store.pool, serving):
+        await store_items(store, items(6, 8))
+        digesting = asyncio.create_task(digest_live(settings, store))
+        async with open_finder(settings) as finder:
+            assert (await finder.find("loader case 1 fails", limit=1))[0].number == 1
+        while await rows(store, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == [(0,)]:
+            assert not digesting.done(), "a batch was finished while it should have waited"
+            await asyncio.sleep(0.02)
+        assert await held_by(store) == {"words-64": 5}
+    await digesting
+    assert await held_by(store) == {"words-64": 8}
+
+
+async def test_doctor_looks_at_the_engines_that_serve_where_the_settings_name_others(store, models, items):
+    await digest_file(models("words-64"), store, items(1, 2))
+    assert await doctor._serving(models("words-64")) is None
+    found = await doctor._serving(models("words-96"))
+    assert (found.level, "words-64" in found.message) == ("ok", True)
+    async with store.pool.connection() as connection:
+        await connection.execute("UPDATE index_version SET embedding_base_url = 'http://127.0.0.1:1/v1'")
+    assert (await doctor._serving(models("words-96"))).level == "error"
+
+
 async def test_a_model_that_means_nothing_is_refused_and_only_force_lets_it_serve(store, models, items):
     settings = models("words-64")
     await digest_file(settings, store, items())
@@ -272,7 +322,8 @@ async def test_a_question_file_decides_where_there_is_one(store, models, items, 
         ({"recall_at_10": {"hybrid": 0.84, "vector": 0.85}}, "hybrid"),
         ({"recall_at_10": {"hybrid": 0.9, "vector": 0.7}}, "vector"),  # words make up for bad vectors in the hybrid
         ({"ann_recall": 0.9}, "index"),
-        ({"missing": {"waiting": 3}}, "3 items"),
+        ({"missing": {"dead letter: HTTP 500": 3}}, "3 items"),
+        ({"missing": {"waiting": 3}}, None),  # it came a moment ago, and the swap waits for it
     ],
 )
 def test_the_gate_objects_to_what_finds_less(after, reason):

@@ -17,6 +17,7 @@ from starsearch.models import IndexVersion
 from starsearch.store.database import Pool
 
 SWAP_LOCK = 78_273  # first key of the advisory locks; the second is the version's id
+WAITING = "waiting"
 
 MISSING = """
 SELECT CASE

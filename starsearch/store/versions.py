@@ -227,7 +227,7 @@ async def _create(connection: AsyncConnection, version: IndexVersion, status: st
         "CASE WHEN %(status)s = 'active' THEN now() END "
         "ON CONFLICT (fingerprint) DO UPDATE SET status = excluded.status, embedding_base_url = excluded.embedding_base_url, "
         "summary_base_url = excluded.summary_base_url, sends_dimensions = excluded.sends_dimensions, created_at = now(), "
-        "activated_at = NULL, gate = NULL",
+        "activated_at = NULL, gate = NULL, probe = NULL",
         vars(version) | {"fingerprint": version.fingerprint, "status": status},
     )
     created = await _find(connection, version)
