@@ -11,11 +11,12 @@ from starsearch.evaluate import Question, evaluate, read_questions
 from starsearch.finder import Finder
 from starsearch.inference.embed import embed
 from starsearch.models import IndexVersion
+from starsearch.recall import found_of
 from starsearch.serving import open_live
 from starsearch.settings import Settings
 from starsearch.storage import Store
-from starsearch.store.nearest import nearest, sample_titles
-from starsearch.store.search import Mode
+from starsearch.store.recall import exact_similarities, sample_titles
+from starsearch.store.search import NO_FILTERS, Mode, search
 from starsearch.store.swap import missing
 from starsearch.store.versions import has_index
 
@@ -85,9 +86,11 @@ async def compare(settings: Settings, store: Store, path: Path | None) -> dict[s
 
 async def _ann_recall(store: Store, engines: Engines, questions: Sequence[Question]) -> float:
     vectors, _ = await embed(engines.embedding, [question.text for question in questions], dimensions=engines.dimensions)
-    found = exact = 0
-    for vector in vectors:
-        right = set(await nearest(store.pool, engines.version, vector, limit=DEPTH, exact=True))
-        found += len(right & set(await nearest(store.pool, engines.version, vector, limit=DEPTH)))
-        exact += len(right)
-    return round(found / exact, 4) if exact else 1.0
+    found = expected = 0
+    for question, vector in zip(questions, vectors, strict=True):
+        exact = await exact_similarities(store.pool, engines.version, vector, NO_FILTERS, limit=DEPTH)
+        if exact:
+            hits = await search(store.pool, engines.version, question.text, vector, mode="vector", limit=DEPTH)
+            found += found_of(hits, exact)
+            expected += len(exact)
+    return round(found / expected, 4) if expected else 1.0

@@ -5,6 +5,7 @@ questions lie in the database. Each is searched as `search --mode vector` would,
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -14,8 +15,7 @@ from starsearch.inference.embed import embed
 from starsearch.models import Filters, Hit, IndexVersion
 from starsearch.serving import sent_dimensions
 from starsearch.store.database import Pool
-from starsearch.store.nearest import sample_titles
-from starsearch.store.recall import exact_similarities, record_recall
+from starsearch.store.recall import exact_similarities, record_recall, sample_titles
 from starsearch.store.search import search
 
 QUESTIONS = 20  # each counts every vector once per class: half a second of CPU at a million
@@ -50,15 +50,17 @@ async def measure_recall(pool: Pool, version: IndexVersion, engine: Engine, *, q
                 seen = measured.setdefault(name, Recall())
                 seen.queries += 1
                 seen.expected += len(exact)
-                seen.found += min(_right(hits, exact[-1]), len(exact))
+                seen.found += found_of(hits, exact)
     await record_recall(pool, version, {name: (seen.queries, seen.value) for name, seen in measured.items()})
     for name, seen in measured.items():
         log.info("recall@10 %.3f (%s, %d questions)", seen.value, name, seen.queries)
     return {name: round(seen.value, 4) for name, seen in measured.items()}
 
 
-def _right(hits: list[Hit], least: float) -> int:
-    return sum((hit.scores["vector"] or 0) >= least - ROUNDING for hit in hits)
+def found_of(hits: Sequence[Hit], exact: Sequence[float]) -> int:
+    """How many of the exact nearest, told by their similarities, are among the hits."""
+    least = exact[-1] - ROUNDING
+    return min(sum((hit.scores["vector"] or 0) >= least for hit in hits), len(exact))
 
 
 def _classes(url: str) -> dict[str, Filters]:

@@ -1,4 +1,4 @@
-"""What the recall monitor reads and writes: every vector compared, and how much of that search found."""
+"""What measuring search reads and writes: titles to ask for, every vector compared, and how much of that search found."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +35,25 @@ async def exact_similarities(pool: Pool, version: IndexVersion, vector: NDArray[
         asked = {"repo": filters.repo, "type": filters.type, "state": filters.state, "since": filters.since}
         cursor = await connection.execute(statement, asked | {"vector": HalfVector(vector)})
         return [similarity for (similarity,) in await cursor.fetchall()]
+
+
+async def sample_titles(pool: Pool, number: int) -> list[tuple[str, str]]:
+    """(title, url) of up to so many random stored items, found by random ids: no scan, whatever the size."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            """
+            SELECT DISTINCT picked.title, picked.url
+            FROM (SELECT min(id) AS first, max(id) AS last FROM item) AS ends
+            CROSS JOIN generate_series(1, %s) AS n
+            CROSS JOIN LATERAL (SELECT ends.first + floor(random() * (ends.last - ends.first + 1) + n * 0)::bigint AS id) AS dice
+            CROSS JOIN LATERAL (
+              SELECT title, url FROM item WHERE item.id >= dice.id AND stored_at IS NOT NULL AND tombstoned_at IS NULL
+              ORDER BY item.id LIMIT 1
+            ) AS picked
+            """,
+            [number],
+        )
+        return await cursor.fetchall()
 
 
 async def record_recall(pool: Pool, version: IndexVersion, measured: Mapping[str, tuple[int, float]]) -> None:
