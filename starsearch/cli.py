@@ -200,7 +200,7 @@ async def _rank_by_search(settings: Settings, store: "Store", run: "Run", top: i
         try:
             return await rank_by_search(store, github, run, host=settings.github_host, top=top)
         finally:
-            typer.echo(str(github.usage), err=True)
+            _say(str(github.usage))
 
 
 @app.command()
@@ -237,7 +237,7 @@ async def _crawl(settings: Settings, repositories: list[str], no_digest: bool, j
             try:
                 failed.update(await crawl(store, source, repositories, run, crawl_options(settings)))
             finally:
-                typer.echo(str(source.usage), err=True)
+                _say(str(source.usage))
         await _report_rejections(store, run)
         if not no_digest:
             await _digest_due(settings, store, run)
@@ -293,7 +293,7 @@ async def _backfill(settings: Settings, request: "Request", dry_run: bool, no_di
             try:
                 failed.update(await backfill(store, github, request, run, options))
             finally:
-                typer.echo(str(github.usage), err=True)
+                _say(str(github.usage))
         if not no_digest:
             await _digest_due(settings, store, run)
 
@@ -347,9 +347,9 @@ async def _report_rejections(store: "Store", run: "Run") -> None:
     if not run.counts.rejected:
         return
     for source, line, reason in await rejections(store.pool, run.id, limit=SHOWN):
-        typer.echo(f"rejected {source}:{line}: {reason}", err=True)
+        _say(f"rejected {source}:{line}: {reason}")
     if run.counts.rejected > SHOWN:
-        typer.echo(f"… and {run.counts.rejected - SHOWN:,} more; all are in the table `rejection`, run {run.id}", err=True)
+        _say(f"… and {run.counts.rejected - SHOWN:,} more; all are in the table `rejection`, run {run.id}")
 
 
 @app.command()
@@ -541,6 +541,13 @@ def engine(port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: An
 app.command()(cost)
 app.add_typer(dead_letters, name="dead-letters")
 cli_web.register(app)
+
+
+def _say(line: str) -> None:
+    """On stderr, above the progress bars where there are some."""
+    from starsearch.terminal import err, safe
+
+    err.print(safe(line), markup=False)
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

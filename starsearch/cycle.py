@@ -95,7 +95,7 @@ class Cycle:
         self._to_fetch: deque[str] = deque()
         self._owner: dict[str, Mark] = {}  # of each item waiting for its text
         self._failures: dict[Followed, str] = {}
-        self._total = 0
+        self._swept = self._total = 0
         self._upstream = 0  # sweeps and pages on their way, which may bring more to fetch
         self._busy = 0
         self._stopped: BaseException | None = None
@@ -194,7 +194,8 @@ class Cycle:
         self.gone += [each.repository.full_name for each in told if each.gone]
         self.notes |= {each.repository.full_name: each.note for each in told if each.note}
         self._failures |= {each.repository: each.failure for each in told if each.failure}
-        self._progress("sweep", self._total - len(self._to_sweep), self._total)
+        self._swept += len(repositories)
+        self._progress("sweep", self._swept, self._total)
 
     async def _read_page(self, mark: Mark, after: str | None) -> None:
         variables: dict[str, object] = {"id": mark.repository.node_id, "after": after}

@@ -14,6 +14,7 @@ from starsearch.github.client import GitHub, Usage, open_github
 from starsearch.github.credentials import Credential, Token
 from starsearch.models import Counts
 from starsearch.pipeline import recorded_run
+from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store.rankings import NamedRepository, refresh_ranking
 from tests.standin.server import StandIn
@@ -42,11 +43,18 @@ async def opened(
 
 
 async def crawl_now(
-    store: Store, standin: StandIn, *names: str, since: datetime = LONG_AGO, comments: int = 0, batch: int = 50, **how: Any
+    store: Store,
+    standin: StandIn,
+    *names: str,
+    since: datetime = LONG_AGO,
+    comments: int = 0,
+    batch: int = 50,
+    progress: Progress = no_progress,
+    **how: Any,
 ) -> Crawled:
     """The followed list, or these repositories; a first crawl reaches back to `since`."""
     options = CrawlOptions(since=since, comments=comments, batch=batch)
-    async with opened(standin, **how) as github, recorded_run(store, "crawl") as run:
+    async with opened(standin, **how) as github, recorded_run(store, "crawl", progress) as run:
         failed = await crawl(store, github, names, run, options)
     return Crawled(run.counts, failed, github.usage)
 

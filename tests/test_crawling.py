@@ -95,6 +95,17 @@ async def test_an_hour_of_updates_is_fetched_once(store, standin, world):
         assert crawled.usage.requests == standin.counters.all_requests
 
 
+async def test_whoever_watches_sees_names_sweep_and_fetch_go_on(store, standin, world):
+    await follow(store, world.populate(620, items_each=1, seed=14))
+    seen = []
+    await crawl_now(store, standin, progress=lambda *report: seen.append(report))
+    swept = [(done, total) for stage, done, total in seen if stage == "sweep"]
+    assert [done for done, _ in swept] == sorted(done for done, _ in swept)
+    assert (len(swept), swept[0], swept[-1]) == (13, (50, 620), (620, 620))
+    assert [report for report in seen if report[0] == "names"][:2] == [("names", 100, 620), ("names", 200, 620)]
+    assert seen[-1] == ("fetch", 620, 620)
+
+
 async def test_lists_longer_than_a_sweep_shows_are_read_to_their_end(store, standin, world):
     filled(world, issues=230, pulls=120)
     await crawl_now(store, standin, "quillcap/marlframe")
