@@ -62,7 +62,7 @@ async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
             check_context(engine)
             yield engine
         return
-    from starsearch.embedded.extractive import MODEL
+    from starsearch.extractive import MODEL
 
     async with _embedded(settings, settings.llm_model or MODEL, "LLM") as engine:
         yield engine

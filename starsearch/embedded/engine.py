@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from starsearch.embedded import extractive
+from starsearch import extractive
 from starsearch.embedded.minilm import DIMENSIONS, MODEL, MiniLM
 
 BASE_URL = "http://embedded/v1"

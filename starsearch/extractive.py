@@ -9,7 +9,11 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-MODEL = "embedded-extractive-v1"
+from starsearch.commands import without_commands
+from starsearch.untrusted import visible, without_links
+
+FAMILY = "embedded-extractive-"
+MODEL = f"{FAMILY}v1"
 MAX_WORDS = 90
 MAX_SENTENCES = 4
 MAX_CANDIDATES = 80  # a long thread's first sentences hold the matter; keeps the worst case at a few milliseconds
@@ -110,18 +114,31 @@ _STOP = frozenset(
 )
 
 
+NOTHING = "Nothing but instructions to a language model."
+
+
 class Sentence(NamedTuple):
     position: int
     text: str
     words: Counter[str]
 
 
+def made(model: str) -> bool:
+    """Whether a model of this name makes summaries as this module does."""
+    return model.startswith(FAMILY)
+
+
 def summarize(text: str) -> str:
-    """The text's most central sentences in their own order; the first line is its title and is not repeated."""
-    title, _, body = _TAG_LINE.sub("", text).strip().partition("\n")
+    """The text's most central sentences in their own order; the first line is its title and is not repeated.
+
+    Passages that speak to a language model, links and invisible characters are left out: what is quoted here is shown to people
+    and given to models.
+    """
+    title, _, body = _TAG_LINE.sub("", without_links(visible(text))).strip().partition("\n")
+    title, body = without_commands(title), without_commands(body)
     sentences = _sentences(body)
     if not sentences:
-        return _cut(" ".join(body.split()) or title)
+        return _cut(" ".join(_NOISE.sub(" ", body).split()) or title or NOTHING)
     chosen = _choose(sentences, Counter(_words(title)))
     return _cut(" ".join(sentence.text for sentence in sorted(chosen)))
 

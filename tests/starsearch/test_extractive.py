@@ -2,7 +2,7 @@
 
 import time
 
-from starsearch.embedded.extractive import MAX_WORDS, summarize
+from starsearch.extractive import MAX_WORDS, summarize
 
 TEXT = """Playback stops with the screen off
 ## Steps
