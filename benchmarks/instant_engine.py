@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 MODEL = "instant"
 DIMENSIONS = 384
-SUMMARY = "The summary of one issue, about as long as summaries are. " * 6
+# of the benchmark's own text, so that it passes the gate
+SUMMARY = "The server returns an error when it parses the config file after an update, and the log shows a timeout in thread 7. " * 3
 
 answered: Counter[str] = Counter()
 randomness = np.random.default_rng(20261124)

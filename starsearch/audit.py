@@ -62,6 +62,10 @@ SWEEPS = """
 SELECT split_part(failure, ':', 1) AS reason, count(*) AS count
 FROM repository WHERE gone_at IS NULL AND failure IS NOT NULL GROUP BY 1 ORDER BY 2 DESC
 """
+GATED = """
+SELECT gate_reason, count(*) AS count FROM summary s JOIN index_version v ON v.status = 'active'
+WHERE gate_reason IS NOT NULL AND s.model = v.summary_model AND s.prompt_version = v.prompt_version GROUP BY 1 ORDER BY 2 DESC
+"""
 REST = """
 SELECT
   (SELECT count(*) FROM repository WHERE gone_at IS NULL) AS repositories,
@@ -115,7 +119,8 @@ class Status:
 
     `github` is what GitHub charged the last run that asked it over GraphQL. `freshness_seconds` is the time since a crawl or an
     ingest last ended well; None before the first. `searchable_seconds`: from a change on GitHub to its being searchable, over the last
-    day. `counted`: what the last full count said of the kept counts.
+    day. `counted`: what the last full count said of the kept counts. `gated`: summaries whose model's answers did not
+    pass the gate, by reason; their items are complete, with their own sentences for a summary.
     """
 
     repositories: int
@@ -140,6 +145,7 @@ class Status:
     versions: list[VersionStatus]
     warnings: list[str]
     gaps: list[Gap] = field(default_factory=list)
+    gated: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -169,6 +175,7 @@ async def read_status(pool: Pool, prices: Prices | None = None, *, every_gap: bo
         freshness = await (await cursor.execute(FRESHNESS, {"version": active["id"] if active else 0})).fetchone() or {}
         recall = await (await cursor.execute(RECALL, [active["id"] if active else 0])).fetchall()
         counted = await _counted(connection)
+        gated = {row["gate_reason"]: row["count"] for row in await (await cursor.execute(GATED)).fetchall()}
     stored = _stored(counts)
     found = [_version(version, counts, gaps) for version in versions]
     serving = found[0] if active else VersionStatus("", "none", 0, 0, 0, stored, complete=False)
@@ -196,6 +203,7 @@ async def read_status(pool: Pool, prices: Prices | None = None, *, every_gap: bo
         versions=found,
         warnings=[*_warnings(recall, counted, rest["failure"])],
         gaps=gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in dead],
+        gated=gated,
     )
 
 

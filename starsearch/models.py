@@ -356,13 +356,18 @@ class DueItem:
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary and what it cost. `key` identifies model, prompt version, parameters and the truncated text."""
+    """A summary and what it cost. `key` identifies model, prompt version, parameters and the truncated text.
+
+    `gate_reason`: why the model's answers were not stored and the item's own sentences stand in their place.
+    """
 
     key: bytes
     text: str
     source: Literal["model", "extractive"]
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    gate_reason: str | None = None
+    gate_detail: str | None = None
 
 
 @dataclass(frozen=True)

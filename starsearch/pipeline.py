@@ -244,7 +244,8 @@ class _Digester:
     async def _ask(self, batch: Batch, ledger: list[Call]) -> tuple[list[Digest], list[Failure]]:
         """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request."""
         earlier = await earlier_summaries(self.store.pool, self.version, batch.items)
-        keys = {item.id: earlier.get(item.id) or summary_key(self.engines.llm, item) for item in batch.items}
+        prompt_version = self.version.prompt_version
+        keys = {i.id: earlier.get(i.id) or summary_key(self.engines.llm, i, version=prompt_version) for i in batch.items}
         turns = await take_turns(self.store.pool, self.version.id, batch, self.worker, keys)
         items = [item for item in batch.items if item.id not in turns.postponed]
         if not items:
@@ -269,7 +270,7 @@ class _Digester:
         async with self.slots:
             with counting() as call.spent:
                 try:
-                    summary = await summarize(self.engines.llm, item)
+                    summary = await summarize(self.engines.llm, item, version=self.version.prompt_version)
                 except DigestFailed as error:
                     call.outcome = error.reason
                     return error

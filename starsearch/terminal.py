@@ -111,6 +111,9 @@ def print_status(status: Status) -> None:
     for warning in status.warnings:
         out.print(Text(f"warning: {warning}", style="yellow"))
     out.print(_freshness(status))
+    if status.gated:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in status.gated.items())
+        out.print(f"{sum(status.gated.values()):,} summaries did not pass the gate; the items' own sentences stand for them: {reasons}")
     usage = status.usage
     cost = _dollars(usage["cost_usd"])
     if usage["unpriced"]:

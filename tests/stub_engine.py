@@ -42,6 +42,12 @@ def completion(text: str, finish_reason: str = "stop") -> httpx2.Response:
     return httpx2.Response(200, json=fields)
 
 
+def nonsense() -> httpx2.Response:
+    """An answer that was paid for and holds no message."""
+    fields = completion("").json() | {"choices": [{"index": 0, "finish_reason": "stop"}]}
+    return httpx2.Response(200, json=fields)
+
+
 def failure(status: int) -> httpx2.Response:
     # the SDK obeys this header, so its retries take no time
     return httpx2.Response(status, json={"error": {"message": "broken"}}, headers={"retry-after-ms": "1"})

@@ -57,7 +57,7 @@ def test_ingest_search_status_explain(starsearch, row, jsonl):
 
     explained = json.loads(starsearch("explain", "quillcap/marlframe#1", "--json").stdout)
     assert explained["summary_model"] == "embedded-extractive-v1"
-    assert explained["prompt_version"] == "v1"
+    assert explained["prompt_version"] == "v2"
     assert explained["digest_is_current"] is True
     assert explained["index_version"] == found["index_version"]
 

@@ -10,7 +10,7 @@ import pytest
 from starsearch.audit import read_status
 from starsearch.store import digests
 from starsearch.store.dead_letters import Choice, count_dead_letters, find_dead_letters, retry_dead_letters
-from tests.stub_engine import StubEngine, completion
+from tests.stub_engine import StubEngine, nonsense
 from tests.test_accounts import digest_with, ingest_file, one, rows
 
 HOSTILE = "no \x1b]0;owned\x07 \x1b[2Jmercy [bold]at all[/bold]"
@@ -24,7 +24,7 @@ def quick_retries(monkeypatch):
 def refuses(text, times):
     if "report 1\n" in text:
         return httpx2.Response(400, json={"error": {"message": HOSTILE}})
-    return completion("") if "report 2\n" in text else None
+    return nonsense() if "report 2\n" in text else None
 
 
 @pytest.fixture

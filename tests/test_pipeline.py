@@ -21,7 +21,7 @@ from starsearch.store.digests import finish_batch
 from starsearch.store.items import store_chunk
 from starsearch.store.leases import BACKFILL, LIVE, claim, find_due, release_dead, worker
 from starsearch.store.versions import ensure_version
-from tests.stub_engine import StubEngine, completion, failure
+from tests.stub_engine import StubEngine, completion, failure, nonsense
 
 VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
 
@@ -154,9 +154,28 @@ async def test_purged_items_do_not_come_back(store, row, jsonl):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
+        (lambda: completion(""), "empty"),
+        (lambda: completion("The sum is", "length"), "cut off"),
+        (lambda: completion("The Poison column sum is doubled in every report since version 7.3.1."), "unfounded version"),
+    ],
+)
+async def test_an_item_whose_summary_does_not_pass_the_gate_is_searchable_and_counted(store, row, jsonl, answer, reason):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 11)), row(11, title="Poison")))
+    done = await digest_with(store, StubEngine(lambda text, times: answer() if "Poison" in text else None))
+    assert (done.embedded, done.dead_letters, done.llm_requests) == (11, 0, 12)
+    assert (done.prompt_tokens, done.completion_tokens) == (12 * 10 + 1, 12 * 5)  # both of its answers are paid for
+    status = await read_status(store.pool)
+    assert status.complete
+    assert status.gated == {reason: 1}
+    found = await explain(store.pool, parse_address("quillcap/marlframe#11"))
+    assert (found["summary_source"], found["gate_reason"], found["summary_model"]) == ("extractive", reason, "stub")
+    assert found["summary"] in row(11)["body"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
         (lambda: failure(500), "HTTP 500"),
-        (lambda: completion(""), "empty summary"),
-        (lambda: completion("The sum is", "length"), "cut-off summary"),
         (lambda: httpx2.Response(200, json={"choices": []}), "unreadable answer"),
         (lambda: httpx2.ReadTimeout("slow"), "timeout"),
     ],
@@ -175,13 +194,13 @@ async def test_an_item_that_fails_for_ever_becomes_a_dead_letter(store, row, jso
 
 async def test_an_item_that_recovers_is_tried_again(store, row, jsonl):
     await ingest_file(store, jsonl(*(row(n) for n in range(1, 4))))
-    done = await digest_with(store, StubEngine(lambda text, times: completion("") if "report 2" in text and times < 2 else None))
+    done = await digest_with(store, StubEngine(lambda text, times: nonsense() if "report 2" in text and times < 2 else None))
     assert (done.embedded, done.dead_letters, done.llm_requests) == (3, 0, 5)
 
 
 async def test_a_dead_letter_comes_alive_when_its_text_changes(store, row, jsonl):
     await ingest_file(store, jsonl(row(1)))
-    assert (await digest_with(store, StubEngine(lambda text, times: completion("")))).dead_letters == 1
+    assert (await digest_with(store, StubEngine(lambda text, times: nonsense()))).dead_letters == 1
     await ingest_file(store, jsonl(row(1, body="Edited.", updated_at="2026-05-01T00:00:00Z")))
     assert (await digest_with(store, StubEngine())).embedded == 1
     assert (await read_status(store.pool)).dead_letters == 0
@@ -209,10 +228,11 @@ async def test_an_engine_that_fails_everything_stops_the_run(store, row, jsonl):
 async def test_a_model_that_answers_nonsense_is_no_reason_to_stop(store, row, jsonl):
     await ingest_file(store, jsonl(*(row(n) for n in range(1, 301))))
     done = await digest_with(store, StubEngine(lambda text, times: completion("So it", "length")))
-    assert (done.embedded, done.dead_letters) == (0, 300)
+    assert (done.embedded, done.dead_letters) == (300, 0)
     status = await read_status(store.pool)
     assert status.complete
-    assert status.usage["completion_tokens"] == 3 * 300 * 5  # what failed was paid for too
+    assert status.gated == {"cut off": 300}
+    assert status.usage["completion_tokens"] == 2 * 300 * 5  # what did not pass was paid for too
 
 
 async def test_embeddings_that_fail_are_counted_too(store, row, jsonl):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import httpx2
@@ -24,13 +25,14 @@ from starsearch.inference import dialects
 from starsearch.inference.balancer import Address, Balancer
 from starsearch.inference.dialects import UNKNOWN, Dialect, Entry
 from starsearch.inference.endpoints import BUSY, Endpoints, Resolve, out_of_credit, resolve
+from starsearch.inference.learned import Learned
+from starsearch.inference.prompts import MIN_CONTEXT_TOKENS
 from starsearch.models import Spending
 
 CONNECT_SECONDS = 5.0
 TIMEOUT_SECONDS = 120.0
 PATIENCE_SECONDS = 120.0
 PREFLIGHT_TRIES, PREFLIGHT_PAUSE_SECONDS = 3, 0.5
-MIN_CONTEXT_TOKENS = 1_024  # instructions, a summary, and enough of an item to summarize
 KEEP_ALIVE_SECONDS = 60.0
 MAX_TOKENS = 100_000_000  # of one answer; more is nonsense
 # the SDK would send OPENAI_ORG_ID and OPENAI_PROJECT_ID to any host, just because they are set
@@ -105,6 +107,10 @@ class Engine:
 
     def sampling(self, max_tokens: int) -> dict[str, Any]:
         return self.dialect.sampling(self.model, max_tokens)
+
+    @cached_property
+    def learned(self) -> Learned:
+        return Learned.of(self.model)
 
 
 @asynccontextmanager

@@ -1,56 +1,75 @@
 """From an item to the messages of a chat request, and to the text that is embedded. Pure.
 
-The constant part comes first and whole, so that an engine can reuse its prefix; the item comes last, delimited. Repository,
-number and author stay out: a summary must not depend on who asked, and equal texts are summarized once.
+The constant part comes first and whole, so that an engine can reuse its prefix; the item comes last, fenced and declared
+untrusted. Repository, number and author stay out: a summary must not depend on who asked, and equal texts are summarized once.
+
+A prompt is a file named by its version, prompts/VERSION.txt, and never changes once used; VERSION-again.txt is added to it when
+the first answer did not pass the gate.
 """
 
 import hashlib
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
+from starsearch.inference.tokens import cut_tokens, estimate_tokens
 from starsearch.models import DueItem, capped_comments
+from starsearch.untrusted import fence, visible
 
-PROMPT_VERSION = "v1"
-MAX_SUMMARY_TOKENS = 200  # 100 words of English are about 135 tokens
-CHARACTERS_PER_TOKEN = 3.0  # English prose has 4 and more, code and stack traces about 3
-DEFAULT_CONTEXT_TOKENS = 8_192  # for engines that do not say
-OVERHEAD_TOKENS = 400  # instructions, chat template
-HEAD = 0.7  # of what is kept of a long text; its end often holds the resolution
-CUT = "\n[…]\n"
+PROMPT_VERSION = "v2"
+MAX_SUMMARY_TOKENS = 220  # 120 words of English with identifiers
+SEED = 0
+# 99 % of real items fit whole. Fixed rather than the engine's context, so that keys do not change with --max-model-len.
+MAX_ITEM_TOKENS = 4_000
+MAX_TITLE_TOKENS = 300
+COMMENTS_SHARE = 1 / 3  # of what an item may take; the newest comments often hold the resolution
+MIN_ITEM_TOKENS = 100
+GAPS_TOKENS = 6  # between the three
+TEMPLATE_TOKENS = 60  # the fence, and what a chat template adds
+MIN_CONTEXT_TOKENS = 1_024  # instructions, an answer at twice the length, and a paragraph of item
+SHRINK = 4  # how much less is sent to an engine that found the text too long
 
 EMBEDDED_CHARACTERS = 350
 # Measured on the 66 sample questions (docs/decisions/0004): as good as longer texts, and twice as fast.
 TEXT_RECIPE = f"title-summary-{EMBEDDED_CHARACTERS}c-1"
 
-_TAG = re.compile(r"</?item", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked, and the key under which the answer may be reused."""
+    """What is asked, and the key under which the answer may be reused. `text` is what the model sees of the item."""
 
     system: str
     user: str
     max_tokens: int
+    version: str
+    text: str = field(repr=False)
 
     def key(self, model: str) -> bytes:
-        parts = (model, PROMPT_VERSION, f"temperature=0 max_tokens={self.max_tokens}", self.user)
+        parts = (model, self.version, f"temperature=0 seed={SEED} max_tokens={self.max_tokens}", self.user)
         return hashlib.sha256("\0".join(parts).encode()).digest()
 
+    def messages(self, *, one_turn: bool) -> list[dict[str, str]]:
+        """The chat; in one turn for models whose template has no system role."""
+        if one_turn:
+            return [{"role": "user", "content": f"{self.system}\n\n{self.user}"}]
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
 
-def prompt_for(item: DueItem, *, context_tokens: int | None, shrink: int = 0) -> Prompt:
-    """The prompt for one item, cut to the engine's context. Each `shrink` halves the text once more.
 
-    A second attempt may answer at twice the length: the first one was probably cut off.
+def prompt_for(
+    item: DueItem, *, context_tokens: int | None, version: str = PROMPT_VERSION, shrinks: int = 0, again: bool = False
+) -> Prompt:
+    """The prompt for one item, cut to the engine's context where that is known.
+
+    `shrinks`: how often an engine found the text too long. `again`: the stricter one, for an answer that did not pass the gate;
+    it may be twice as long, because the first was perhaps cut off.
     """
-    max_tokens = MAX_SUMMARY_TOKENS * (2 if item.attempts else 1)
-    tokens = (context_tokens or DEFAULT_CONTEXT_TOKENS) - max_tokens - OVERHEAD_TOKENS
-    characters = int(max(tokens, 100) * CHARACTERS_PER_TOKEN) >> shrink
-    text = cut_middle(_item_text(item), characters)
-    user = f'<item type="{item.type}" state="{item.state}">\n{text}\n</item>'
-    return Prompt(_instructions(PROMPT_VERSION), user, max_tokens)
+    system = instructions(version, again=again)
+    max_tokens = MAX_SUMMARY_TOKENS * (2 if again else 1)
+    room = MAX_ITEM_TOKENS
+    if context_tokens:
+        room = min(room, context_tokens - estimate_tokens(system) - max_tokens - TEMPLATE_TOKENS)
+    text = _item_text(item, max(room, MIN_ITEM_TOKENS) // SHRINK**shrinks)
+    return Prompt(system, fence("item", text, type=item.type, state=item.state), max_tokens, version, text)
 
 
 def embedded_text(title: str, summary: str) -> str:
@@ -59,22 +78,21 @@ def embedded_text(title: str, summary: str) -> str:
     return text if len(text) <= EMBEDDED_CHARACTERS else text[:EMBEDDED_CHARACTERS].rsplit(maxsplit=1)[0]
 
 
-def cut_middle(text: str, characters: int) -> str:
-    """The text's head and tail, at most `characters` long."""
-    if len(text) <= characters:
-        return text
-    kept = max(characters - len(CUT), 2)
-    head = int(kept * HEAD)
-    return text[:head] + CUT + text[len(text) - (kept - head) :]
-
-
-def _item_text(item: DueItem) -> str:
-    parts = [item.title, item.body]
-    parts += [f"Comment: {comment}" for comment in capped_comments(list(item.comments))]
-    # a forged delimiter is defused, not removed: the text may be about one
-    return _TAG.sub(lambda match: match[0].replace("<", "\u2039"), "\n\n".join(part for part in parts if part.strip()))
-
-
 @cache
-def _instructions(version: str) -> str:
-    return (resources.files("starsearch.inference") / "prompts" / f"{version}.txt").read_text("utf-8").strip()
+def instructions(version: str, *, again: bool = False) -> str:
+    """The constant part. The stricter one begins with the plain one, whose prefix an engine has at hand."""
+    folder = resources.files("starsearch.inference") / "prompts"
+    names = (f"{version}.txt", f"{version}-again.txt") if again else (f"{version}.txt",)
+    return "\n\n".join((folder / name).read_text("utf-8").strip() for name in names)
+
+
+def _item_text(item: DueItem, tokens: int) -> str:
+    """Title, body and newest comments as a reader of the page sees them. Each is cut by itself, head and tail kept."""
+    title = cut_tokens(visible(item.title), min(MAX_TITLE_TOKENS, tokens // 3))
+    comments = "\n\n".join(f"Comment: {visible(comment)}" for comment in capped_comments(list(item.comments)))
+    left = tokens - estimate_tokens(title) - GAPS_TOKENS
+    body = visible(item.body)
+    for_comments = max(left * COMMENTS_SHARE, left - estimate_tokens(body)) if comments else 0
+    comments = cut_tokens(comments, int(for_comments))
+    body = cut_tokens(body, left - estimate_tokens(comments))
+    return "\n\n".join(part for part in (title, body, comments) if part.strip())

@@ -1,30 +1,69 @@
-"""One item to one summary, by the engine's chat endpoint."""
+"""One item to one summary, by the engine's chat endpoint and past the gate.
 
-from typing import Literal
+An answer that may not be stored is asked for once more, with the stricter prompt. After a second one the item's own sentences are
+its summary, marked as such, with the reason: nothing unfounded is stored, and no item is lost over it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion
 
+from starsearch import extractive
 from starsearch.errors import DigestFailed
 from starsearch.inference.client import Engine, charge, complete, translate
-from starsearch.inference.prompts import Prompt, prompt_for
+from starsearch.inference.gate import Refusal, check, tidy
+from starsearch.inference.prompts import PROMPT_VERSION, SEED, Prompt, prompt_for
 from starsearch.models import DueItem, Summary, clean
 
-SHRINKS = 3  # times the text is halved when the engine says that it is too long
-EXTRACTIVE_MODELS = ("embedded-extractive-",)
+SHRINKS = 1  # times that less is sent, when an engine says that a text is too long
 
 
-async def summarize(engine: Engine, item: DueItem) -> Summary:
-    """Summarize one item. Raises DigestFailed (the item's fault) or EngineUnavailable (nobody's attempt is counted).
+@dataclass(frozen=True)
+class _Answer:
+    """What an engine said to a prompt, and why it may not be stored."""
 
-    An engine that finds the text too long (400) gets half of it: our estimate of its tokens was wrong.
+    prompt: Prompt
+    text: str
+    refusal: Refusal | None
+
+
+async def summarize(engine: Engine, item: DueItem, *, version: str = PROMPT_VERSION) -> Summary:
+    """Summarize one item by a prompt version; the tokens are those of all answers that it took.
+
+    Raises DigestFailed (the item's fault) or EngineUnavailable (nobody's attempt is counted).
     """
-    for shrink in range(SHRINKS + 1):
-        prompt = prompt_for(item, context_tokens=engine.context_tokens, shrink=shrink)
+    cost = [0, 0]
+    answer = await _answer(engine, item, cost, version=version, again=False)
+    if answer.refusal:
+        answer = await _answer(engine, item, cost, version=version, again=True)
+    refused = answer.refusal
+    return Summary(
+        key=summary_key(engine, item, version=version),
+        text=extractive.summarize(answer.prompt.text) if refused else answer.text,
+        source="extractive" if refused or extractive.made(engine.model) else "model",
+        gate_reason=refused.reason if refused else None,
+        gate_detail=refused.detail if refused else None,
+        prompt_tokens=cost[0],
+        completion_tokens=cost[1],
+    )
+
+
+def summary_key(engine: Engine, item: DueItem, *, version: str = PROMPT_VERSION) -> bytes:
+    return prompt_for(item, context_tokens=engine.context_tokens, version=version).key(engine.model)
+
+
+async def _answer(engine: Engine, item: DueItem, cost: list[int], *, version: str, again: bool) -> _Answer:
+    """One answer past the gate; adds its tokens to `cost`. An engine that finds the text too long gets less of it, once."""
+    for shrinks in range(SHRINKS + 1):
+        prompt = prompt_for(item, context_tokens=engine.context_tokens, version=version, shrinks=shrinks, again=again)
         try:
-            return await _ask(engine, prompt, key=summary_key(engine, item))
+            said = await _ask(engine, prompt)
+            cost[:] = [before + more for before, more in zip(cost, charge(said.usage), strict=True)]
+            return _judge(said, prompt, item, extract=extractive.made(engine.model))
         except openai.BadRequestError as error:
-            if shrink == SHRINKS:
+            if shrinks == SHRINKS:
                 raise DigestFailed("HTTP 400", str(error.message)[:300], permanent=True) from error
         except openai.OpenAIError as error:
             raise translate(error) from error
@@ -33,29 +72,26 @@ async def summarize(engine: Engine, item: DueItem) -> Summary:
     raise AssertionError("unreachable: the last shrink returns or raises")
 
 
-def summary_key(engine: Engine, item: DueItem) -> bytes:
-    return prompt_for(item, context_tokens=engine.context_tokens).key(engine.model)
+async def _ask(engine: Engine, prompt: Prompt) -> ChatCompletion:
+    """One request; another way of asking where the engine's model refuses this one."""
+    while True:
+        messages = prompt.messages(one_turn=engine.learned.one_turn)
+        options: dict[str, Any] = {"seed": SEED} if engine.learned.takes_seed else {}
+        try:
+            return await complete(engine, messages, **engine.sampling(prompt.max_tokens), **options)
+        except openai.BadRequestError as error:
+            if not engine.learned.from_refusal(error, turns=len(messages), seed=bool(options)):
+                raise
 
 
-async def _ask(engine: Engine, prompt: Prompt, *, key: bytes) -> Summary:
-    messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
-    answer = await complete(engine, messages, **engine.sampling(prompt.max_tokens))
-    prompt_tokens, completion_tokens = charge(answer.usage)
-    text = _text(answer, prompt)
-    return Summary(key, text, _source(engine.model), prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-
-
-def _text(answer: ChatCompletion, prompt: Prompt) -> str:
-    if not answer.choices:
+def _judge(said: ChatCompletion, prompt: Prompt, item: DueItem, *, extract: bool) -> _Answer:
+    """An extract is the item's own text and cannot be unfounded: it only has to be there."""
+    if not said.choices:
         raise DigestFailed("unreadable answer", "no choices", engine=True)
-    choice = answer.choices[0]
-    text = clean(choice.message.content or "").strip()
+    choice = said.choices[0]
+    text = tidy(clean(choice.message.content or ""))
     if choice.finish_reason == "length":
-        raise DigestFailed("cut-off summary", f"longer than {prompt.max_tokens} tokens")
+        return _Answer(prompt, text, Refusal("cut off", f"longer than {prompt.max_tokens} tokens"))
     if not text:
-        raise DigestFailed("empty summary", f"finish_reason {choice.finish_reason}")
-    return text
-
-
-def _source(model: str) -> Literal["model", "extractive"]:
-    return "extractive" if model.startswith(EXTRACTIVE_MODELS) else "model"
+        return _Answer(prompt, text, Refusal("empty", f"finish_reason {choice.finish_reason}"))
+    return _Answer(prompt, text, None if extract else check(text, shown=prompt.text, system=prompt.system, state=item.state))

@@ -104,8 +104,9 @@ async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> s
 async def _store_summaries(connection: AsyncConnection, version: IndexVersion, digests: Sequence[Digest], run_id: int) -> None:
     summaries = sorted({digest.summary.key: digest.summary for digest in digests}.items())
     await connection.execute(
-        "INSERT INTO summary (key, text, source, prompt_tokens, completion_tokens, model, prompt_version, run_id) "
-        "SELECT *, %s, %s, %s FROM unnest(%b::bytea[], %s::text[], %s::text[], %s::integer[], %s::integer[]) "
+        "INSERT INTO summary "
+        "(key, text, source, gate_reason, gate_detail, prompt_tokens, completion_tokens, model, prompt_version, run_id) "
+        "SELECT *, %s, %s, %s FROM unnest(%b::bytea[], %s::text[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::integer[]) "
         "ON CONFLICT (key) DO NOTHING",
         [
             version.summary_model,
@@ -114,6 +115,8 @@ async def _store_summaries(connection: AsyncConnection, version: IndexVersion, d
             [key for key, _ in summaries],
             [summary.text for _, summary in summaries],
             [summary.source for _, summary in summaries],
+            [summary.gate_reason for _, summary in summaries],
+            [summary.gate_detail and summary.gate_detail[:MAX_DETAIL] for _, summary in summaries],
             [summary.prompt_tokens for _, summary in summaries],
             [summary.completion_tokens for _, summary in summaries],
         ],
