@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, github, inference, inference_overhead, leases, status, swap, web
+from benchmarks import embedded, gate, github, inference, inference_overhead, leases, status, swap, web
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "github.rank": github.rank,
     "inference.overhead_cpu_ms_per_item": inference_overhead.overhead_cpu_ms_per_item,
     "inference.duplicates.requests": inference_overhead.duplicate_requests,
+    "inference.gate": gate.figures,
     "inference.memory_growth_mb": inference_overhead.memory_growth_mb,
     "inference.balance.fresh": inference.restarted,  # and .rolling_restart, .vs_sticky
     "inference.balance.scale_out": inference.scaled_out,
