@@ -71,7 +71,7 @@ def print_counts(counts: Mapping[str, Any]) -> None:
 
 
 def _dollars(amount: float | None) -> str:
-    return "cost unknown" if amount is None else f"${amount:,.2f}"
+    return "cost unknown" if amount is None else f"${amount:,.4f}" if 0 < amount < 0.01 else f"${amount:,.2f}"
 
 
 def print_ranking(counts: Mapping[str, int | float]) -> None:
@@ -267,5 +267,5 @@ def _print_engines(engines: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
     out.print(
         "Break-even is with the cheapest API above. How fast such an engine is was published for other models and texts, and is scaled by "
-        "tokens: see starsearch/prices.toml. An engine that is on only while it is busy costs the column before."
+        'tokens: see starsearch/prices.toml. One that is switched on only for the work costs what "while busy" says.'
     )
