@@ -117,8 +117,19 @@ async def _hour() -> list[Figure]:
         *_losses("github.hour", [plain, again, wide, comments]),
         Figure("github.hour.again_fetched", again.seen["requests"].get("Fetch", 0) - plain.seen["requests"]["Fetch"], "requests", "==", 0),
         Figure("github.hour.peak_in_flight", again.seen["peak_in_flight"], "requests", "<=", IN_FLIGHT),
-        Figure("github.client_cpu_ms_per_request", round(1_000 * plain.told["cpu_seconds"] / requests, 2), "ms", "<=", 6),
+        *_client_cpu(plain),
         Figure("github.sweep_memory_mb", round(plain.told["peak_memory_mb"]), "MB", "<=", 300),
+    ]
+
+
+def _client_cpu(crawled: Crawled) -> list[Figure]:
+    """Busy neighbours make the same instructions cost twice their CPU time, so the second figure counts it in bare requests: see
+    inference_overhead.py, where one costs 0.47 ms on a quiet machine; 6 ms are 12.8 of them."""
+    milliseconds = 1_000 * crawled.told["cpu_seconds"] / crawled.told["requests"]
+    bare = crawled.told["bare_request_ms"]
+    return [
+        Figure("github.client_cpu_ms_per_request", round(milliseconds, 2), "ms", "<=", 6),
+        Figure("github.client_cpu_in_bare_requests", round(milliseconds / bare, 2), f"of {bare:.2f} ms", "<=", 12.8),
     ]
 
 
