@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import openai
@@ -24,7 +25,7 @@ from starsearch.errors import ContextTooSmall, DigestFailed, EngineUnavailable, 
 from starsearch.inference import dialects
 from starsearch.inference.balancer import Address, Balancer
 from starsearch.inference.dialects import UNKNOWN, Dialect, Entry
-from starsearch.inference.endpoints import BUSY, Endpoints, Resolve, out_of_credit, resolve
+from starsearch.inference.endpoints import BUSY, DNS, Endpoints, Resolve, out_of_credit, resolve
 from starsearch.inference.learned import Learned
 from starsearch.inference.prompts import MIN_CONTEXT_TOKENS
 from starsearch.models import Spending
@@ -132,7 +133,7 @@ async def open_client(
     timeout = httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
     endpoints = Endpoints(
         base_url,
-        transport or httpx2.AsyncHTTPTransport(limits=limits),
+        transport or _network(base_url, limits),
         patience_seconds=patience_seconds,
         balancer=balancer,
         resolve=resolve,
@@ -151,6 +152,13 @@ async def open_client(
         )
         client.endpoints = endpoints
         yield client
+
+
+def _network(base_url: str, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
+    """Connections, by the proxy that the environment names (HTTPS_PROXY, NO_PROXY): a client with a transport of its own looks at none."""
+    first = httpx2.URL(base_url.split(",", maxsplit=1)[0].strip().removeprefix(DNS))
+    proxies = {} if proxy_bypass(first.netloc.decode("ascii")) else getproxies()
+    return httpx2.AsyncHTTPTransport(limits=limits, proxy=proxies.get(first.scheme) or proxies.get("all"))
 
 
 async def preflight(client: Client, wanted: str | None, *, purpose: str) -> Engine:

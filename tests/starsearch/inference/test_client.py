@@ -1,5 +1,6 @@
 """The real OpenAI client on a fake wire: which engine is accepted, what is counted, and whose fault an error is."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -219,3 +220,29 @@ async def test_a_request_is_what_the_sdk_would_have_sent():
         await complete(Engine(opened, BASE, "m"), messages, temperature=0, max_tokens=7)
         await opened.chat.completions.create(model="m", messages=messages, temperature=0, max_tokens=7)
     assert sent[0] == sent[1]
+
+
+@pytest.mark.parametrize(("exempt", "asked"), [("", 1), ("127.0.0.9", 0)])
+async def test_an_engine_is_reached_by_the_proxy_of_the_environment(exempt, asked, monkeypatch):
+    lines = []
+
+    async def proxy(reader, writer):
+        lines.append((await reader.readline()).decode())
+        body = models("m").content
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body))
+        writer.close()
+
+    monkeypatch.setattr(client, "PREFLIGHT_TRIES", 1)
+    monkeypatch.setenv("NO_PROXY", exempt)
+    monkeypatch.setenv("no_proxy", exempt)
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        monkeypatch.setenv("HTTP_PROXY", address)
+        monkeypatch.setenv("http_proxy", address)
+        async with open_client("http://127.0.0.9:1/v1") as opened:
+            if asked:
+                assert (await preflight(opened, None, purpose="LLM")).model == "m"
+            else:
+                with pytest.raises(EngineUnavailable):
+                    await preflight(opened, None, purpose="LLM")
+    assert lines == ["GET http://127.0.0.9:1/v1/models HTTP/1.1\r\n"] * asked
