@@ -6,6 +6,7 @@ round of answers and shrinks when the engine refuses, is too slow or says that r
 request counts for all: they share its limit and its pause.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 MAX_IN_FLIGHT = 64  # per process; above it the client's connection pool slows down faster than it grows
 CUT = 0.7
+SMOOTHING = 0.1
 QUEUE_KEPT = 16  # waiting requests that keep an engine busy between two answers; more only wait
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 
@@ -28,12 +30,14 @@ class Address:
 @dataclass(eq=False)
 class Endpoint:
     address: Address
-    limit: float = MAX_IN_FLIGHT
+    limit: float
     outstanding: int = 0
     failures: int = 0  # in a row; any answer ends them
     reachable: bool = True
     paused_until: float = 0.0
+    failed_at: float = 0.0
     cut_at: float = 0.0
+    answer_seconds: float = math.inf  # how long answers take here, smoothed: one round
     queueing: bool = False
     report_at: float = 0.0  # when to ask next how many requests wait there
 
@@ -46,13 +50,14 @@ class Endpoint:
 @dataclass
 class Balancer:
     clock: Callable[[], float] = time.monotonic
+    max_in_flight: float = MAX_IN_FLIGHT
     endpoints: dict[Address, Endpoint] = field(default_factory=dict)
     silent_since: float | None = None  # the first failure since anybody answered
 
     def serve(self, addresses: Iterable[Address]) -> None:
         """Balance over exactly these; new ones get load at once, because they hold nothing yet."""
         known = self.endpoints
-        self.endpoints = {address: known.get(address) or Endpoint(address) for address in addresses}
+        self.endpoints = {address: known.get(address) or Endpoint(address, self.max_in_flight) for address in addresses}
 
     def pick(self, tried: Collection[Endpoint] = ()) -> Endpoint | None:
         """The free endpoint with the fewest requests, rather one that this request has not tried; None: wait."""
@@ -77,11 +82,14 @@ class Balancer:
     def connected(self, endpoint: Endpoint) -> None:
         endpoint.reachable = True
 
-    def answered(self, endpoint: Endpoint) -> None:
+    def answered(self, endpoint: Endpoint, sent_at: float) -> None:
         """One round of answers at the limit raises it by one."""
         endpoint.reachable, endpoint.failures, self.silent_since = True, 0, None
+        seconds = self.clock() - sent_at
+        known = math.isfinite(endpoint.answer_seconds)
+        endpoint.answer_seconds = endpoint.answer_seconds * (1 - SMOOTHING) + seconds * SMOOTHING if known else seconds
         if not endpoint.queueing and endpoint.outstanding >= int(endpoint.limit):
-            endpoint.limit = min(endpoint.limit + 1 / endpoint.limit, MAX_IN_FLIGHT)
+            endpoint.limit = min(endpoint.limit + 1 / endpoint.limit, self.max_in_flight)
 
     def queued(self, endpoint: Endpoint, waiting: float) -> None:
         """The engine said how many requests wait for a place in it. Small steps: every runner takes one."""
@@ -90,29 +98,35 @@ class Balancer:
             endpoint.limit = max(1.0, min(endpoint.limit, endpoint.outstanding) - 0.5)
 
     def overloaded(self, endpoint: Endpoint, sent_at: float, *, pause: bool = True, pause_seconds: float | None = None) -> None:
-        """Refused (429, 503) or too slow. Counts once per round: what was sent before the last cut tells nothing new."""
+        """Refused (429, 503) or too slow. What it holds already is what it takes; once a round, that is cut as well.
+
+        More often, and a pod whose answers take longer than its refusals would be left with nothing.
+        """
         self._failed()
-        if sent_at < endpoint.cut_at:
-            return
-        endpoint.limit = max(1.0, min(endpoint.limit, endpoint.outstanding) * CUT)
-        endpoint.cut_at = self.clock()
+        now = self.clock()
+        endpoint.limit = max(1.0, min(endpoint.limit, endpoint.outstanding - 1))
+        if not endpoint.cut_at or (sent_at >= endpoint.cut_at and now - endpoint.cut_at > endpoint.answer_seconds):
+            endpoint.limit = max(1.0, endpoint.limit * CUT)
+            endpoint.cut_at = now
         if pause:
-            self._pause(endpoint, pause_seconds)
+            self._pause(endpoint, sent_at, pause_seconds)
 
     def lost(self, endpoint: Endpoint, sent_at: float, *, reachable: bool) -> None:
         """No connection, or one that broke off. The endpoint rests; the others go on."""
         self._failed()
         endpoint.reachable = endpoint.reachable and reachable
-        if sent_at >= endpoint.cut_at:
-            endpoint.cut_at = self.clock()
-            self._pause(endpoint, None)
+        self._pause(endpoint, sent_at, None)
 
     def _failed(self) -> None:
         if self.silent_since is None:
             self.silent_since = self.clock()
 
-    def _pause(self, endpoint: Endpoint, ordered: float | None) -> None:
+    def _pause(self, endpoint: Endpoint, sent_at: float, ordered: float | None) -> None:
+        """What was sent before the last failure tells nothing new."""
+        if sent_at < endpoint.failed_at:
+            return
+        endpoint.failed_at = self.clock()
         endpoint.failures += 1
         seconds = min(FIRST_PAUSE_SECONDS * 2 ** (endpoint.failures - 1), LONGEST_PAUSE_SECONDS)
         seconds = ordered or seconds * random.uniform(0.75, 1.0)
-        endpoint.paused_until = max(endpoint.paused_until, self.clock() + seconds)
+        endpoint.paused_until = max(endpoint.paused_until, endpoint.failed_at + seconds)

@@ -201,7 +201,7 @@ class Endpoints(httpx2.AsyncBaseTransport):
             attempts.failed += 1
             self._avoid(endpoint, sent_at)
             return attempts.failed >= TRIES
-        self._balancer.answered(endpoint)
+        self._balancer.answered(endpoint, sent_at)
         self._note_queue(endpoint, answer)
         return True
 

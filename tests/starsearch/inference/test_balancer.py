@@ -54,14 +54,14 @@ def test_a_pause_ends_and_grows_with_each_failure_in_a_row(balancer, clock):
         clock.now = a.paused_until
         assert a.free(clock.now)
     assert [0.75 * s <= p <= s for p, s in zip(pauses, [0.5, 1, 2, 4, 8, 8], strict=True)] == [True] * 6
-    balancer.answered(a)
+    balancer.answered(a, clock.now)
     balancer.lost(a, clock.now, reachable=True)
     assert a.paused_until - clock.now <= 0.5
 
 
 def test_many_refusals_of_one_round_cut_once(balancer, clock):
     a, _ = both(balancer)
-    a.outstanding = 40
+    a.outstanding = 41
     sent_at = clock.now
     clock.now += 1
     for _ in range(40):
@@ -70,29 +70,44 @@ def test_many_refusals_of_one_round_cut_once(balancer, clock):
     assert a.failures == 1
 
 
+def test_refusals_come_faster_than_answers_and_take_no_more_than_what_was_refused(balancer, clock):
+    """A queue that is full for a while refuses within milliseconds what it would answer in twenty seconds."""
+    a, _ = both(balancer)
+    balancer.answered(a, clock.now - 20)
+    a.outstanding = 41
+    for _ in range(30):
+        clock.now += 0.5
+        balancer.overloaded(a, clock.now)
+    assert a.limit == pytest.approx(28)
+    clock.now += 20
+    a.outstanding = 29
+    balancer.overloaded(a, clock.now)
+    assert a.limit == pytest.approx(28 * 0.7)
+
+
 def test_a_limit_grows_by_one_a_round_and_only_while_it_binds(balancer, clock):
     a, _ = both(balancer)
     a.limit, a.outstanding = 10.0, 10
     for _ in range(10):
-        balancer.answered(a)
+        balancer.answered(a, clock.now)
     assert 10.9 < a.limit < 11.1
     a.outstanding = 3
-    balancer.answered(a)
+    balancer.answered(a, clock.now)
     assert 10.9 < a.limit < 11.1
     a.limit, a.outstanding = MAX_IN_FLIGHT, MAX_IN_FLIGHT
-    balancer.answered(a)
+    balancer.answered(a, clock.now)
     assert a.limit == MAX_IN_FLIGHT
 
 
-def test_a_queue_lowers_the_limit_and_keeps_it_from_growing(balancer):
+def test_a_queue_lowers_the_limit_and_keeps_it_from_growing(balancer, clock):
     a, _ = both(balancer)
     a.outstanding = 20
     balancer.queued(a, QUEUE_KEPT + 1)
     assert a.limit == 19.5
-    balancer.answered(a)
+    balancer.answered(a, clock.now)
     assert a.limit == 19.5
     balancer.queued(a, QUEUE_KEPT)
-    balancer.answered(a)
+    balancer.answered(a, clock.now)
     assert a.limit > 19.5
 
 
@@ -131,5 +146,5 @@ def test_silence_lasts_from_the_first_failure_to_the_next_answer(balancer, clock
     clock.now += 5
     balancer.lost(b, clock.now, reachable=False)
     assert balancer.silent_seconds() == 5
-    balancer.answered(b)
+    balancer.answered(b, clock.now)
     assert balancer.silent_seconds() == 0
