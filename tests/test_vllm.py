@@ -108,8 +108,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def metric(name):
-    text = urllib.request.urlopen(f"{CHAT.removesuffix('/v1')}/metrics", timeout=10).read().decode()
+def metric(name, port=None):
+    server = f"http://127.0.0.1:{port}" if port else CHAT.removesuffix("/v1")
+    text = urllib.request.urlopen(f"{server}/metrics", timeout=30).read().decode()
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"{name}{{"))
 
 
@@ -134,12 +135,11 @@ async def test_five_hundred_items_are_all_accounted_for_and_none_is_lost_to_a_fu
     """64 requests in flight against a queue of 48: what vLLM refuses is asked again until it is taken."""
     settings = vllm.model_copy(update={"concurrency": 64, "workers": 4})
     rejected, served = metric("vllm:admission_rejections_total"), metric("vllm:prompt_tokens_total")
-    run, status = await run_pipeline(store, settings, real_items(500), 500)
+    run, _ = await run_pipeline(store, settings, real_items(500), 500)
     rejected, served = metric("vllm:admission_rejections_total") - rejected, metric("vllm:prompt_tokens_total") - served
     print(f"{run.counts}; vLLM refused {rejected:.0f} requests and read {served:.0f} tokens")
     assert rejected > 0
     assert run.counts.llm_requests >= 500
-    assert status.dead_letters <= 500
 
 
 async def test_a_hundred_items_embedded_by_vllm_are_found(store, vllm, real_items):
@@ -159,24 +159,19 @@ async def test_a_hundred_items_embedded_by_vllm_are_found(store, vllm, real_item
 
 async def test_a_vllm_killed_and_restarted_in_mid_run_loses_nothing(store, vllm, real_items):
     port = free_port()
-    settings = vllm.model_copy(
-        update={"llm_base_url": f"http://127.0.0.1:{port}/v1", "engine_patience_seconds": float(STARTS_WITHIN_SECONDS)}
-    )
-
-    async def digested():
-        async with store.pool.connection() as connection:
-            return (await (await connection.execute("SELECT count(*) FROM engine_call WHERE settled_at IS NOT NULL")).fetchone())[0]
-
+    patience = {"engine_patience_seconds": float(STARTS_WITHIN_SECONDS)}
+    settings = vllm.model_copy(update={"llm_base_url": f"http://127.0.0.1:{port}/v1"} | patience)
     with own_chat_server(port, "--max-model-len", "4096") as first:
         await asyncio.to_thread(wait_until_up, port, first)
-        running = asyncio.create_task(run_pipeline(store, settings, real_items(200), 200))
-        while await digested() < 60 and not running.done():
+        running = asyncio.create_task(run_pipeline(store, settings, real_items(100)))
+        while metric("vllm:request_success_total", port) < 30 and not running.done():
             await asyncio.sleep(0.2)
         assert not running.done(), "killed too late to prove anything"
         kill(first)
         with own_chat_server(port, "--max-model-len", "4096"):
             run, _ = await running
-    assert run.counts.llm_requests > 200
+    assert run.counts.llm_requests > 100
+    print(run.counts)
 
 
 def starsearch(settings, **extra):

@@ -112,9 +112,9 @@ class Balancer:
             self._pause(endpoint, sent_at, pause_seconds)
 
     def lost(self, endpoint: Endpoint, sent_at: float, *, reachable: bool) -> None:
-        """No connection, or one that broke off. The endpoint rests; the others go on."""
+        """No connection, or one that broke off. The endpoint rests; the others go on. Where requests are in flight, somebody is there."""
         self._failed()
-        endpoint.reachable = endpoint.reachable and reachable
+        endpoint.reachable = endpoint.reachable and (reachable or endpoint.outstanding > 1)
         self._pause(endpoint, sent_at, None)
 
     def _failed(self) -> None:

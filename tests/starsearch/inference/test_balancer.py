@@ -131,6 +131,14 @@ def test_an_unreachable_one_takes_a_single_request_until_it_has_a_connection(bal
     assert a.free(clock.now)
 
 
+def test_a_connection_that_failed_beside_living_ones_is_only_a_pause(balancer, clock):
+    a, _ = both(balancer)
+    a.outstanding = 5
+    balancer.lost(a, clock.now, reachable=False)
+    clock.now += 10
+    assert a.free(clock.now)
+
+
 def test_addresses_that_stay_keep_their_state_and_new_ones_start_empty(balancer):
     a, b = both(balancer)
     a.outstanding, b.outstanding = 5, 4
