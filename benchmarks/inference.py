@@ -25,7 +25,7 @@ from starsearch.inference.client import open_client
 RUNNERS = 24
 IN_FLIGHT = 32  # the default of STARSEARCH_CONCURRENCY; times 24: more than the 640 slots
 MEAN_SECONDS = 8.0  # alone; 20 with all slots busy: 32 requests a second from five pods
-WARM_SECONDS = 40.0
+WARM_SECONDS = 60.0
 MEASURED_SECONDS = 40.0
 Opened = Callable[[], AbstractAsyncContextManager[openai.AsyncOpenAI]]
 DOWN_SECONDS, BETWEEN_SECONDS = 5.0, 20.0  # about a request's time, so that few are dropped twice
