@@ -1,12 +1,15 @@
 """The crawl from end to end over real HTTP: nothing missed, nothing fetched twice, nobody buried alive."""
 
+import asyncio
 import math
 import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import httpx2
 import pytest
 
+from starsearch import crawling
 from starsearch.audit import read_status
 from starsearch.crawling import CrawlOptions, crawl
 from starsearch.cycle import Cycle
@@ -18,6 +21,7 @@ from starsearch.github.rest import open_source
 from starsearch.inference.client import open_client, preflight
 from starsearch.models import Filters, IndexVersion
 from starsearch.pipeline import digest, recorded_run
+from starsearch.store.repository_leases import claim_repositories
 from starsearch.store.search import search
 from starsearch.store.sweeps import Reached, advance
 from starsearch.store.versions import ensure_version
@@ -511,3 +515,24 @@ async def numbers_found(store, repo="quillcap/marlframe"):
     version = await ensure_version(store.pool, VERSION)
     hits = await search(store.pool, version, "totals doubled column", None, mode="text", filters=Filters(repo), limit=100)
     return {hit.number for hit in hits}
+
+
+# several crawls at the same time
+
+
+async def test_two_crawls_at_once_share_the_list_and_ask_for_nothing_twice(store, standin, world, monkeypatch):
+    repositories = world.populate(240, items_each=2, seed=4)
+    await follow(store, repositories)
+    await crawl_now(store, standin)
+    world.advance(3_600)
+    for repository in repositories[::2]:
+        world.add_item(repository, "issue", title="It is back")
+    before = standin.counters.requests["Sweep"]
+    monkeypatch.setattr(crawling, "claim_repositories", partial(claim_repositories, size=40))
+    standin.service.latency_seconds = 0.1  # long beside the moment by which one begins before the other
+    await asyncio.gather(*(crawl_now(store, standin, tokens=(token,), batch=20) for token in ("token-a", "token-b")))
+    assert await compared(store, world) == Comparison()
+    assert standin.counters.fetched_twice == {}
+    alone = 240 / 20
+    assert alone <= standin.counters.requests["Sweep"] - before < 1.7 * alone
+    assert await rows(store, "SELECT count(*) FROM repository WHERE lease_token IS NOT NULL") == [(0,)]
