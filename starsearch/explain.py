@@ -12,15 +12,20 @@ _URL = re.compile(r"https?://(?P<host>[^/]+)/(?P<repo>[\w.-]+/[\w.-]+)/(?:issues
 
 EXPLANATION = """
 SELECT
-  i.url, r.full_name AS repo, i.number, i.type, i.state, i.title, i.excerpt, i.known_at, i.stored_at, i.updated_at,
+  i.url, r.full_name AS repo, i.number, i.type, i.state, i.title, i.excerpt, i.known_at, i.stored_at, i.updated_at, i.tombstoned_at,
+  -- as `status` counts it: stored or not, and by index version
+  (SELECT jsonb_object_agg(coalesce(left(w.fingerprint, 12), 'fetch'), s.state) FROM item_state s
+     LEFT JOIN index_version w ON w.id = s.version_id WHERE s.id = i.id) AS states,
   encode(i.content_hash, 'hex') AS content_hash, i.hash_recipe,
   CASE WHEN d.item_id IS NULL THEN NULL ELSE d.content_hash = i.content_hash END AS digest_is_current,
-  left(v.fingerprint, 12) AS index_version, v.embedding_model, v.dimensions, v.text_recipe,
+  left(v.fingerprint, 12) AS index_version, v.embedding_model, v.embedding_revision, v.dimensions, v.text_recipe,
   s.model AS summary_model, s.prompt_version, encode(s.key, 'hex') AS prompt_key, s.source AS summary_source, s.gate_reason,
-  s.gate_detail, s.text AS summary, s.prompt_tokens, s.completion_tokens, s.created_at AS summarized_at, d.created_at AS embedded_at,
+  s.gate_detail, s.text AS summary, s.prompt_tokens, s.completion_tokens, s.created_at AS summarized_at, s.run_id AS summary_run_id,
+  d.created_at AS embedded_at,
   d.run_id, run.kind AS run_kind, run.started_at AS run_started_at,
   spent.requests AS spent_requests, spent.tokens AS spent_tokens,
-  u.attempts, coalesce(u.reason, x.reason) AS failure, coalesce(u.detail, x.detail) AS failure_detail,
+  u.since AS waiting_since, coalesce(u.attempts, x.attempts, f.attempts) AS attempts,
+  coalesce(u.reason, x.reason, f.reason) AS failure, coalesce(u.detail, x.detail, f.detail) AS failure_detail,
   x.created_at AS dead_since
 FROM item i
 JOIN repository r ON r.id = i.repository_id
@@ -30,6 +35,7 @@ LEFT JOIN summary s ON s.key = d.summary_key
 LEFT JOIN run ON run.id = d.run_id
 LEFT JOIN due u ON u.version_id = v.id AND u.item_id = i.id
 LEFT JOIN dead_letter x ON x.version_id = v.id AND x.item_id = i.id
+LEFT JOIN fetch_failure f ON f.item_id = i.id
 -- all that was ever asked for it, failures too; a call for several items is shared by them
 LEFT JOIN LATERAL (
   SELECT sum(requests::float8 / items) AS requests, sum((prompt_tokens + completion_tokens)::float8 / items) AS tokens

@@ -7,6 +7,7 @@ import pytest
 from pgvector import HalfVector
 
 from starsearch.audit import GAPS, read_status
+from starsearch.explain import explain
 from starsearch.models import IndexVersion
 from starsearch.store.leases import find_due
 from starsearch.store.tallies import fold, reconcile
@@ -222,3 +223,22 @@ async def test_what_is_waiting_and_what_was_slow_is_told(store, filled):
     assert status.oldest_due_seconds == pytest.approx(3 * 3600, abs=60)
     assert status.lag_seconds() == status.oldest_due_seconds
     assert status.searchable_seconds == {"p50": 120, "p95": pytest.approx(552)}
+
+
+async def test_an_item_is_explained_as_status_counts_it(store, filled):
+    await run(store, "DELETE FROM digest WHERE version_id = 2 AND item_id = 1000")
+    await run(store, "UPDATE item SET stored_at = NULL WHERE id = 1001")
+    await run(store, "INSERT INTO fetch_failure (item_id, attempts, dead, reason, detail) VALUES (1001, 3, true, 'too heavy', 'a page')")
+    explained = {}
+    for item in (1, 61, 1000, 1001):
+        [(repo, number)] = await rows(
+            store, "SELECT full_name, number FROM item i JOIN repository r ON r.id = repository_id WHERE i.id = %s", item
+        )
+        explained[number] = await explain(store.pool, {"host": "github.com", "repo": repo, "number": number})
+    one, two = VERSION.fingerprint[:12], "b" * 12
+    assert explained[1]["states"] == {"fetch": "stored", one: "dead", two: "dead"}
+    assert (explained[1]["failure"], explained[1]["attempts"]) == ("empty summary", 3)
+    assert explained[61]["states"][one] == "due"
+    assert explained[61]["waiting_since"]
+    assert explained[1000]["states"] == {"fetch": "stored", one: "digested", two: "missing"}
+    assert (explained[1001]["states"], explained[1001]["failure"]) == ({"fetch": "unfetchable"}, "too heavy")
