@@ -132,7 +132,13 @@ async def test_the_flows_around_the_crawl_do_their_work_and_say_what_github_char
         assert (await backfill("2026-01-01", top=1))["embedded"] == 2
         world.delete_item(items[0])
         world.delete_item(items[1])
-        assert await maintain() == {"checked": 2, "tombstones": 2, "fetched": 0, "failed": 0}
+        checked = await maintain()
+        assert {name: checked[name] for name in ("checked", "tombstones", "fetched", "failed")} == {
+            "checked": 2,
+            "tombstones": 2,
+            "fetched": 0,
+            "failed": 0,
+        }
         with pytest.raises(ValueError, match="7d"):
             await backfill("soon")
     newest = sorted((each for each in await artifacts() if each.key), key=lambda each: each.created)
