@@ -57,7 +57,7 @@ async def choose_source() -> str:
 
 async def ask(question: str) -> list[Hit]:
     async with open_finder(read_settings()) as finder:
-        return await finder.find(question, limit=3)
+        return (await finder.find(question, limit=3)).hits
 
 
 async def main() -> int:

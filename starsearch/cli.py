@@ -8,7 +8,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,8 @@ from starsearch.settings import Settings, read_settings
 if TYPE_CHECKING:
     from starsearch.audit import Status
     from starsearch.backfill import Request
+    from starsearch.finder import Finder
+    from starsearch.models import Found
     from starsearch.pipeline import Run
     from starsearch.storage import Store
     from starsearch.store.purges import Target
@@ -43,6 +46,9 @@ Result = TypeVar("Result")
 SHOWN = 10  # rejected lines, failed repositories: the rest is counted
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Repo = Annotated[list[str] | None, typer.Option(help="owner/name; repeatable: any of them.")]
+Since = Annotated[str | None, typer.Option(help="Created on this day (UTC) or later: 2026-03-01, or days back: 7d.")]
+Until = Annotated[str | None, typer.Option(help="Created up to this day (its end).")]
 NoDigest = Annotated[bool, typer.Option("--no-digest", help="Store items only; digest them later.")]
 
 
@@ -353,39 +359,79 @@ async def _report_rejections(store: "Store", run: "Run") -> None:
 
 
 @app.command()
-def search(
-    query: Annotated[str, typer.Argument(help="A question, or words.")],
+def search(  # noqa: PLR0913, PLR0917 a command's options are its arguments
+    query: Annotated[str | None, typer.Argument(help="A question, or words.", show_default=False)] = None,
+    like: Annotated[str | None, typer.Option(metavar="URL", help="Instead of a query: find items like this one.")] = None,
     mode: Annotated[Mode, typer.Option(help="By meaning and words, meaning only, or words only.")] = Mode.hybrid,
-    repo: Annotated[str | None, typer.Option(help="owner/name")] = None,
+    repo: Repo = None,
     type: Annotated[Type | None, typer.Option(help="issue or pull_request")] = None,
     state: Annotated[State | None, typer.Option(help="open, closed or merged")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Created on this day (UTC) or later.", formats=["%Y-%m-%d"])] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100)] = 10,
+    author: Annotated[str | None, typer.Option(help="Whose: a login.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Repeatable: all of them. Compared without case.")] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show how it was found: index or exact, which words picked candidates.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Find items by what they mean."""
-    if not query.strip():
-        raise typer.BadParameter("is empty", param_hint="QUERY")
+    if (query is None) == (like is None):
+        raise typer.BadParameter("give a query, or --like URL", param_hint="QUERY")
     from starsearch.models import Filters
 
-    filters = Filters(repo, type.value if type else None, state.value if state else None, since and since.replace(tzinfo=UTC))
-    _run(_search(read_settings(), query, mode.value, filters, limit, json))
+    filters = Filters(
+        repos=tuple(_repository_names(repo)),
+        type=type.value if type else None,
+        state=state.value if state else None,
+        author=author,
+        labels=tuple(label or ()),
+        since=_moment(since),
+        until=_moment(until, end=True),
+    )
+
+    async def find(finder: "Finder") -> "Found":
+        if like is not None:
+            return await finder.like(like, filters=filters, limit=limit)
+        return await finder.find(query or "", mode=mode.value, filters=filters, limit=limit)
+
+    shape = {"query": query or like, "mode": mode.value if like is None else "vector"}
+    _run(_search(read_settings(), shape, find, explain, json))
 
 
-async def _search(settings: Settings, query: str, mode: Any, filters: Any, limit: int, json: bool) -> None:
+def _moment(text: str | None, *, end: bool = False) -> datetime | None:
+    from starsearch.backfill import parse_moment
+
+    try:
+        return parse_moment(text, now=datetime.now(UTC), end=end) if text else None
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text}: write a day (2026-03-01) or days back (7d)", param_hint="--until" if end else "--since"
+        ) from None
+
+
+async def _search(
+    settings: Settings, shape: dict[str, Any], find: Callable[["Finder"], Awaitable["Found"]], explain: bool, json: bool
+) -> None:
     from starsearch.finder import open_finder
-    from starsearch.store.search import hit_as_dict
-    from starsearch.terminal import err, print_hits, print_json
+    from starsearch.store.search import MAX_QUERY, hit_as_dict
+    from starsearch.terminal import err, nothing_found, print_explanation, print_hits, print_json
 
     async with open_finder(settings) as finder:
-        hits = await finder.find(query, mode=mode, filters=filters, limit=limit)
-        version = finder.version.fingerprint[:12]
+        found = await find(finder)
+        shape |= {"index_version": finder.version.fingerprint[:12]}
+    if len(shape["query"]) > MAX_QUERY:
+        err.print(f"only the first {MAX_QUERY:,} of {len(shape['query']):,} characters were searched for")
     if json:
-        print_json({"query": query, "mode": mode, "index_version": version, "hits": [hit_as_dict(hit) for hit in hits]})
-    elif hits:
-        print_hits(hits)
-    else:
-        err.print("nothing found")
+        shape |= {"hits": [hit_as_dict(hit) for hit in found.hits]}
+        print_json(shape | ({"explanation": asdict(found.explanation)} if explain else {}))
+        return
+    if explain:
+        print_explanation(found.explanation)
+    print_hits(found.hits)
+    if not found.hits:
+        err.print(nothing_found(found.explanation, shape["mode"]))
 
 
 @app.command()

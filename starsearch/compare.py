@@ -90,7 +90,7 @@ async def _ann_recall(store: Store, engines: Engines, questions: Sequence[Questi
     for question, vector in zip(questions, vectors, strict=True):
         exact = await exact_similarities(store.pool, engines.version, vector, NO_FILTERS, limit=DEPTH)
         if exact:
-            hits = await search(store.pool, engines.version, question.text, vector, mode="vector", limit=DEPTH)
+            hits = (await search(store.pool, engines.version, question.text, vector, mode="vector", limit=DEPTH)).hits
             found += found_of(hits, exact)
             expected += len(exact)
     return round(found / expected, 4) if expected else 1.0

@@ -12,6 +12,8 @@ StarsearchError                exit 1
 ├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
 ├── LeaseLost                  another worker holds the batch now: drop the result, claim again
+├── QueryUnusable              exit 2: an empty question, a limit out of range
+├── NotStored                  a repository or an item that is asked for is not in the database
 ├── Rejected                   one line or object of a source: counted with its reason, the rest goes on
 ├── GateRefused                a new index version is incomplete or finds less: the old one goes on serving
 ├── QueryTooHeavy              GitHub gave up on a batch (502, 504, resource limits): asked again in halves
@@ -92,6 +94,16 @@ class LeaseLost(StarsearchError):
 
 class GateRefused(StarsearchError):
     """An index version may not serve search; the message names every reason."""
+
+
+class QueryUnusable(StarsearchError):
+    """A search that cannot be made; the message says what would do."""
+
+    exit_code = 2
+
+
+class NotStored(StarsearchError):
+    """What is asked for is not in this database."""
 
 
 class Rejected(StarsearchError):

@@ -41,8 +41,8 @@ async def evaluate(
     ranks: dict[str, list[int | None]] = {mode: [] for mode in modes}
     for done, question in enumerate(questions, 1):
         for mode in modes:
-            hits = await finder.find(question.text, mode=mode, limit=DEPTH)
-            ranks[mode].append(next((rank for rank, hit in enumerate(hits, 1) if hit.url in question.right), None))
+            found = await finder.find(question.text, mode=mode, limit=DEPTH)
+            ranks[mode].append(next((rank for rank, hit in enumerate(found.hits, 1) if hit.url in question.right), None))
         progress(done)
     return {"questions": len(questions), "modes": {mode: measures(found) for mode, found in ranks.items()}}
 

@@ -6,16 +6,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from starsearch.engines import probe_remote
-from starsearch.errors import PreconditionMissing
+from starsearch.errors import NotStored, PreconditionMissing, QueryUnusable
+from starsearch.explain import parse_address
 from starsearch.inference.client import Engine
 from starsearch.inference.embed import embed
-from starsearch.models import Filters, Hit, IndexVersion
+from starsearch.models import Filters, Found, IndexVersion
 from starsearch.serving import open_version_embedding, sent_dimensions
 from starsearch.settings import Settings
 from starsearch.storage import open_store
 from starsearch.store.database import Pool
 from starsearch.store.identity import check_models
-from starsearch.store.search import MAX_QUERY, NO_FILTERS, Mode, search
+from starsearch.store.nearest import NO_FILTERS
+from starsearch.store.search import MAX_LIMIT, Mode, check_limit, clean_query, search, stored_vector
 from starsearch.store.versions import active_version
 
 PATIENCE_SECONDS = 5.0  # somebody waits for the answer
@@ -36,18 +38,34 @@ class Finder:
     _opened: dict[int, Engine] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters = NO_FILTERS, limit: int = 10) -> list[Hit]:
+    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters = NO_FILTERS, limit: int = 10) -> Found:
         """The best hits, best first.
 
-        Raises EngineUnavailable, DigestFailed where the engine cannot embed the query, VersionMismatch where it has another model now.
+        Raises QueryUnusable and NotStored for what cannot be searched for, EngineUnavailable, DigestFailed where the engine cannot embed
+        the query, VersionMismatch where it has another model now.
         """
+        check_limit(limit)
+        query, vector = clean_query(query), None
         version = await self._serving()
-        vector = None
         if mode != "text":
             engine = await self._engine(version)
-            vectors, _ = await embed(engine, [query[:MAX_QUERY]], dimensions=sent_dimensions(version))
+            vectors, _ = await embed(engine, [query], dimensions=sent_dimensions(version))
             vector = vectors[0]
         return await search(self.pool, version, query, vector, mode=mode, filters=filters, limit=limit)
+
+    async def like(self, address: str, *, filters: Filters = NO_FILTERS, limit: int = 10) -> Found:
+        """The items nearest to one of ours (its GitHub URL, or owner/name#number), itself left out. Raises QueryUnusable, NotStored."""
+        check_limit(limit)
+        item = parse_address(address)
+        if item is None:
+            raise QueryUnusable(f"{address!r} is not a GitHub issue or pull request URL, nor owner/name#number")
+        version = await self._serving()
+        own = await stored_vector(self.pool, version, **item)
+        if own is None:
+            raise NotStored(f"{item['repo']}#{item['number']} has no digest here: `starsearch crawl --repo {item['repo']}` makes one")
+        found = await search(self.pool, version, address, own.vector, mode="vector", filters=filters, limit=min(limit + 1, MAX_LIMIT))
+        others = [hit for hit in found.hits if (hit.repo, hit.number) != (own.repo, own.number)]
+        return Found(others[:limit], found.explanation)
 
     async def _serving(self) -> IndexVersion:
         if not self.pinned:

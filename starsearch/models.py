@@ -372,12 +372,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Filters:
-    """What a search is narrowed to; `since` is by creation."""
+    """What a search is narrowed to: any of the repositories, all of the labels. `since` (from) and `until` (before) are by creation."""
 
-    repo: str | None = None
+    repos: tuple[str, ...] = ()
     type: ItemType | None = None
     state: State | None = None
+    author: str | None = None
+    labels: tuple[str, ...] = ()
     since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -398,3 +401,28 @@ class Hit:
     created_at: datetime | None = None
     updated_at: datetime | None = None
     closed_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a question: how many items hold it, what that makes it worth, and whether it picks candidates."""
+
+    text: str
+    items: int
+    rarity: float
+    picks: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a search went about it. path: of the vector leg; matching: how many items pass the filters, as the planner estimates."""
+
+    path: str | None = None
+    matching: int | None = None
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    hits: list[Hit]
+    explanation: Explanation = field(default_factory=Explanation)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from starsearch.audit import Gap, Status
-from starsearch.models import Hit
+from starsearch.models import Explanation, Hit
 from starsearch.progress import Progress as ProgressReport
 from starsearch.progress import no_progress
 
@@ -87,6 +87,29 @@ def print_hits(hits: Sequence[Hit]) -> None:
         out.print(title.append(f"  {hit.score:.3f}", style="cyan"))
         out.print(Text(f"    {hit.repo} #{hit.number} · {kind} · {hit.state} · {safe(hit.url)}", style="dim"))
         out.print(Text(_indented(safe(hit.summary))))
+
+
+def nothing_found(explanation: Explanation, mode: str) -> str:
+    """Why there are no hits: the nearest vector always exists, so only filters keep a search by meaning empty."""
+    if mode != "text":
+        return "nothing found: no item passes these filters"
+    if not explanation.words:
+        return "nothing found: no stored item holds any of these words (the commonest are left out); --mode hybrid searches by meaning"
+    return "nothing found: no item that holds these words passes the filters"
+
+
+def print_explanation(explanation: Explanation) -> None:
+    passing = "" if explanation.matching is None else f"; about {explanation.matching:,} items pass the filters"
+    ways = {
+        None: "not by vector",
+        "index": "by vector: a walk of the HNSW index",
+        "exact": "by vector: exact, every item that passes is compared",
+        "index, then exact": "by vector: the walk of the index found too few, so every item that passes was compared",
+    }
+    out.print(Text(ways[explanation.path] + passing, style="dim"))
+    for word in explanation.words:
+        role = "picks candidates" if word.picks else "only ranks"
+        out.print(Text(f"by word: {safe(word.text)} in {word.items:,} items, worth {word.rarity:.1f}, {role}", style="dim"))
 
 
 def _indented(summary: str) -> str:

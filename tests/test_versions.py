@@ -124,7 +124,7 @@ async def test_settings_of_another_model_leave_the_serving_version_its_own(store
     assert "words-96" not in model_server[0].requests
     assert "reprocess" in caplog.text
     async with open_finder(models("words-96")) as finder:
-        assert (await finder.find("linker case 17 fails", mode="vector", limit=1))[0].number == 17
+        assert (await finder.find("linker case 17 fails", mode="vector", limit=1)).hits[0].number == 17
 
 
 async def test_another_embedding_needs_no_new_summaries(store, models, items, model_server):
@@ -211,7 +211,7 @@ async def test_a_swap_under_search_fails_no_question_and_a_long_lived_finder_not
         async def ask():
             served = set()
             while not swapped.is_set():
-                hits = await finder.find("router case 14 fails", mode="vector", limit=10)
+                hits = (await finder.find("router case 14 fails", mode="vector", limit=10)).hits
                 assert hits[0].number == 14
                 served.add(finder.version.embedding_model)
             await finder.find("router case 14 fails", limit=1)
@@ -345,7 +345,7 @@ async def test_a_rollback_loses_nothing_that_was_stored_since(store, models, ite
     assert done.objections == []
     assert (await held_by(store))["words-64"] == 35
     async with open_finder(settings) as finder:
-        assert (await finder.find("allocator case 33 fails", mode="vector", limit=1))[0].number == 33
+        assert (await finder.find("allocator case 33 fails", mode="vector", limit=1)).hits[0].number == 33
     await do(roll_back, settings, store)  # and forth again
     assert (await active_version(store.pool)).embedding_model == "words-96"
 

@@ -150,8 +150,8 @@ async def test_a_hundred_items_embedded_by_vllm_are_found(store, vllm, real_item
         question = "deferring the import of a submodule still loads the parent package immediately"
         vectors, _ = await embed(engines.embedding, [question], dimensions=None)
         version = await active_version(store.pool)
-        hits = await search(store.pool, version, question, vectors[0], mode="vector", limit=100)
-    assert len(hits) == 100
+        found = await search(store.pool, version, question, vectors[0], mode="vector", limit=100)
+    assert len(found.hits) == 100
     # the same weights: a database may move from one to the other without a jump
     ours, _ = MiniLM(vllm.home / "cache").encode([question])
     assert float(ours[0] @ vectors[0]) > 0.9999

@@ -27,7 +27,8 @@ SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "100",
-    "shared_buffers": "256MB",
+    # an eighth of the memory, used only as the data grows: a search that reads the index through the system's cache costs twice
+    "shared_buffers": f"{min(max(psutil.virtual_memory().total // 8, 128 * 2**20), 4 * 2**30) // 2**20}MB",
     "maintenance_work_mem": "256MB",  # an HNSW build that does not fit is twice as slow
     "max_wal_size": "2GB",  # every checkpoint makes HNSW inserts write whole pages again
     "wal_level": "minimal",

@@ -1,8 +1,8 @@
 """A pool of connections to PostgreSQL, ready for vectors; and how this project wants its sessions."""
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import psycopg
 from pgvector.psycopg import register_vector_async
@@ -27,33 +27,49 @@ Pool = AsyncConnectionPool[AsyncConnection]
 
 @asynccontextmanager
 async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = False) -> AsyncIterator[Pool]:
-    """A pool on a database whose schema is up to date. Raises DatabaseUnavailable or DatabaseUnsuitable."""
-    async with await connect(dsn) as connection:
-        await migrate(connection, allow_old_pgvector=allow_old_pgvector)
-    pool = AsyncConnectionPool(
-        dsn,
-        kwargs={"options": SESSION},
-        min_size=1,
-        max_size=size,
-        configure=register_vector_async,
-        check=AsyncConnectionPool.check_connection,
-        timeout=CONNECT_SECONDS,
-        open=False,
-    )
-    await pool.open()
+    """A pool on a database whose schema is up to date. Raises DatabaseUnavailable or DatabaseUnsuitable, also for its user's errors."""
+    with _explained(dsn):
+        async with await connect(dsn) as connection:
+            await migrate(connection, allow_old_pgvector=allow_old_pgvector)
+        pool = AsyncConnectionPool(
+            dsn,
+            kwargs={"options": SESSION},
+            min_size=1,
+            max_size=size,
+            configure=register_vector_async,
+            check=AsyncConnectionPool.check_connection,
+            timeout=CONNECT_SECONDS,
+            open=False,
+        )
+        await pool.open()
+        try:
+            yield pool
+        finally:
+            await pool.close()
+
+
+@contextmanager
+def _explained(dsn: str) -> Iterator[None]:
+    """What PostgreSQL refuses, in words that say what to do; the transaction it happened in has left nothing behind."""
     try:
-        yield pool
-    except (PoolTimeout, psycopg.OperationalError) as error:
-        raise DatabaseUnavailable(
-            f"{describe(dsn)} does not answer any more ({str(error).strip()}): see its log, then run the same command again"
-        ) from error
+        yield
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
         raise DatabaseUnsuitable(
             f"{describe(dsn)} does not let this user do that ({str(error).strip().splitlines()[0]}): use one that may (docs/operations.md, "
             "Roles), or a database that is not read-only"
         ) from error
-    finally:
-        await pool.close()
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseUnsuitable(
+            f"{describe(dsn)}: {error.diag.message_primary}; `starsearch migrate` brings the schema up to date"
+        ) from error
+    except psycopg.errors.QueryCanceled as error:
+        raise DatabaseUnavailable(
+            f"{describe(dsn)} stopped a statement ({error.diag.message_primary}); narrow it, or raise the limit"
+        ) from error
+    except (PoolTimeout, psycopg.OperationalError) as error:
+        raise DatabaseUnavailable(
+            f"{describe(dsn)} does not answer any more ({str(error).strip()}): see its log, then run the same command again"
+        ) from error
 
 
 async def connect(dsn: str) -> AsyncConnection:
@@ -63,6 +79,11 @@ async def connect(dsn: str) -> AsyncConnection:
             raise psycopg.ProgrammingError("unencoded character")
         return await AsyncConnection.connect(dsn, autocommit=True, connect_timeout=CONNECT_SECONDS, options=SESSION)
     except psycopg.OperationalError as error:
+        if "FATAL" in str(error):  # its own answer: too many clients, wrong password, no such database, starting up
+            raise DatabaseUnavailable(
+                f"PostgreSQL at {describe(dsn)} refuses the connection ({_reason(error)}): check STARSEARCH_DATABASE_URL; where it has "
+                "too many clients, stop some or raise its max_connections"
+            ) from error
         raise DatabaseUnavailable(
             f"no PostgreSQL at {describe(dsn)} ({_reason(error)}): start it, correct "
             "STARSEARCH_DATABASE_URL, or unset it to use the embedded PostgreSQL"

@@ -1,50 +1,34 @@
 """Find digests: cosine similarity over HNSW, BM25 over words, or a weighted sum of both.
 
-Weighted, because reciprocal rank fusion with equal weights measured worse than vectors alone. With a repository given, the vector
-leg is exact: a filtered graph walk loses rows of small repositories, and a scan of one repository costs a few milliseconds.
+Three statements: how rare the question's words are (weigh.sql), which vectors are nearest (store/nearest.py), and the ranking of both
+(search.sql). Weighted, because reciprocal rank fusion with equal weights measured worse than vectors alone.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast, get_args
 
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg import sql
-from psycopg.rows import dict_row
+from psycopg import AsyncCursor, sql
+from psycopg.rows import class_row, dict_row
 
-from starsearch.models import Filters, Hit, IndexVersion
+from starsearch.errors import QueryUnusable
+from starsearch.models import Explanation, Filters, Found, Hit, IndexVersion, Word, clean
 from starsearch.store.database import Pool
+from starsearch.store.nearest import DEPTH, FILTERS, NO_FILTERS, Nearest, Path, filter_parameters, find_nearest
 from starsearch.store.statements import statement
 
 Mode = Literal["hybrid", "vector", "text"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-TEXT_WEIGHT = 0.25  # of the best word score, added to the cosine; 0.2 to 0.3 measured alike (docs/decisions/0004)
-DEPTH = 100  # nearest vectors looked at; HNSW's ef_search is the same
-CANDIDATES = 2_000  # texts ranked by words; ranking one costs about 10 microseconds
-COMMON = 5_000  # occurrences after which a word is simply common
-NO_FILTERS = Filters()
+TEXT_WEIGHT = 0.25  # of the best word score, added to the cosine; what was measured is in docs/decisions/0013
+FLAT = 0.8  # of a text's length that is not held against it
+CANDIDATES = 2_000  # texts ranked by words; ranking one costs about 3 microseconds
+COUNTED = 1_000  # items with a word that are counted; how rare it is hardly depends on more
 MAX_QUERY = 2_000  # characters; more than any engine's window needs to understand a question
-
-FILTERS = """(
-    i.tombstoned_at IS NULL
-    AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
-    AND (%(repositories)s::bigint[] IS NULL OR i.repository_id = ANY (%(repositories)s::bigint[]))
-    AND (%(type)s::text IS NULL OR i.type = %(type)s)
-    AND (%(state)s::text IS NULL OR i.state = %(state)s)
-    AND (%(since)s::timestamptz IS NULL OR i.partition_at >= %(since)s)
-  )"""
-NEAREST = """SELECT d.item_id AS id
-  FROM digest d JOIN item i ON i.id = d.item_id
-  WHERE d.version_id = {version} AND %(mode)s <> 'text' AND {filters}
-  ORDER BY d.embedding::halfvec({dimensions}) <=> %(vector)s
-  LIMIT {depth}"""
-NEAREST_EXACT = """SELECT id FROM (
-    SELECT d.item_id AS id, d.embedding::halfvec({dimensions}) <=> %(vector)s AS distance
-    FROM item i JOIN digest d ON d.version_id = {version} AND d.item_id = i.id AND d.partition_at = i.partition_at
-    WHERE %(mode)s <> 'text' AND {filters}
-    OFFSET 0
-  ) AS every_one
-  ORDER BY distance LIMIT {depth}"""
+MAX_LIMIT = 1_000
 
 
 async def search(
@@ -56,42 +40,109 @@ async def search(
     mode: Mode = "hybrid",
     filters: Filters = NO_FILTERS,
     limit: int = 10,
-) -> list[Hit]:
-    """The best `limit` hits, best first. vector: (dimensions,) of the query, by the version's own model; None for mode text."""
+    path: Path | None = None,
+) -> Found:
+    """The best `limit` hits, best first, and how they were found.
+
+    vector: (dimensions,) of the query, by the version's own model; None for mode text. path: of the vector leg; None: the better one.
+    Raises QueryUnusable for a limit out of range, NotStored for a repository that is not in the database.
+    """
+    check_limit(limit)
+    depth = max(limit, DEPTH)
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-        repositories = None
-        if filters.repo:
-            await cursor.execute("SELECT id FROM repository WHERE lower(full_name) = lower(%s)", [filters.repo])
-            repositories = [row["id"] for row in await cursor.fetchall()]
-        await cursor.execute(
-            _statement(version, exact=repositories is not None, limit=limit),
-            {
-                "query": query[:MAX_QUERY],
-                "mode": mode,
-                "vector": None if vector is None else HalfVector(vector),
-                "repositories": repositories,
-                "type": filters.type,
-                "state": filters.state,
-                "since": filters.since,
-            },
+        asked = await filter_parameters(cursor, filters)
+        words = [] if mode == "vector" else await _weigh(cursor, clean_query(query))
+        near = Nearest()
+        if mode != "text" and vector is not None:
+            near = await find_nearest(cursor, version, vector, asked, count=depth, path=path)
+        parameters = {"mode": mode, "nearest": near.ids, "vector": None if vector is None else HalfVector(vector)}
+        await cursor.execute(ranking(version, depth=depth, limit=limit), asked | parameters | _word_parameters(words))
+        hits = [_hit(row) for row in await cursor.fetchall()]
+    return Found(hits, Explanation(near.path, near.matching, tuple(words)))
+
+
+@dataclass(frozen=True)
+class StoredVector:
+    """An item as it is stored, and its vector: (dimensions,) float32."""
+
+    repo: str
+    number: int
+    vector: NDArray[Any]
+
+
+async def stored_vector(pool: Pool, version: IndexVersion, *, host: str, repo: str, number: int) -> StoredVector | None:
+    """None for an item that has no digest in this version, or must not be found."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT r.full_name, i.number, d.embedding FROM item i "
+            "JOIN repository r ON r.id = i.repository_id "
+            "JOIN digest d ON d.version_id = %s AND d.item_id = i.id AND d.partition_at = i.partition_at "
+            "WHERE r.host = %s AND lower(r.full_name) = lower(%s) AND i.number = %s AND r.gone_at IS NULL AND i.tombstoned_at IS NULL",
+            [version.id, host, repo, number],
         )
-        return [_hit(row) for row in await cursor.fetchall()]
+        row = await cursor.fetchone()
+    return StoredVector(row[0], row[1], row[2].to_numpy().astype("f4")) if row else None
 
 
-def _statement(version: IndexVersion, *, exact: bool, limit: int) -> sql.Composed:
-    """Only our own numbers and the legs above are put into the text; everything of the user's is a parameter."""
-    values: dict[str, Any] = {
-        "version": sql.Literal(version.id),
-        "dimensions": sql.Literal(version.dimensions),
-        "filters": sql.SQL(FILTERS),
-        "depth": sql.Literal(max(limit, DEPTH)),
-        "common": sql.Literal(COMMON),
-        "candidates": sql.Literal(CANDIDATES),
-        "text_weight": sql.Literal(TEXT_WEIGHT),
-        "limit": sql.Literal(limit),
+def clean_query(query: str) -> str:
+    """What is searched for: valid text, cut where no engine reads on. Raises QueryUnusable for an empty one."""
+    text = clean(query).strip()[:MAX_QUERY]
+    if not text:
+        raise QueryUnusable("the question is empty")
+    return text
+
+
+def check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_LIMIT:
+        raise QueryUnusable(f"the limit is {limit:,}, and must be between 1 and {MAX_LIMIT:,}")
+
+
+async def _weigh(cursor: AsyncCursor[Any], query: str) -> list[Word]:
+    """The question's words that occur anywhere, the rarest first; those that pick candidates are marked."""
+    async with cursor.connection.cursor(row_factory=class_row(_Weighed)) as weighing:
+        await weighing.execute(_composed("weigh", {"most": sql.Literal(COUNTED)}), {"query": query})
+        weighed = [word for word in await weighing.fetchall() if word.items]
+    words: list[Word] = []
+    total = 0
+    for word in weighed:
+        total += word.items
+        rarity = math.log(1 + (word.of - word.items + 0.5) / (word.items + 0.5))
+        words.append(Word(word.word, word.items, rarity, picks=not words or total <= CANDIDATES))
+    return words
+
+
+class _Weighed:
+    def __init__(self, word: str, items: int, of: float) -> None:
+        self.word = word
+        self.of = of
+        self.items = min(items, int(of))
+
+
+def _word_parameters(words: Sequence[Word]) -> dict[str, Any]:
+    quoted = {word: "'" + word.text.replace("\\", "\\\\").replace("'", "''") + "'" for word in words}
+    return {
+        "words": list(quoted.values()),
+        "rarities": [word.rarity for word in words],
+        "picks": " | ".join(text for word, text in quoted.items() if word.picks) or None,
     }
-    values["nearest"] = sql.SQL(NEAREST_EXACT if exact else NEAREST).format(**values)
-    return sql.SQL(cast("Any", statement("search").decode())).format(**values)
+
+
+def ranking(version: IndexVersion, *, depth: int, limit: int) -> sql.Composed:
+    values = {
+        "version": version.id,
+        "dimensions": version.dimensions,
+        "depth": depth,
+        "limit": limit,
+        "candidates": CANDIDATES,
+        "flat": FLAT,
+        "text_weight": TEXT_WEIGHT,
+    }
+    return _composed("search", {"filters": sql.SQL(FILTERS)} | {name: sql.Literal(value) for name, value in values.items()})
+
+
+def _composed(name: str, values: dict[str, Any]) -> sql.Composed:
+    """Only our own numbers and filters are put into the text; everything of the user's is a parameter."""
+    return sql.SQL(cast("Any", statement(name).decode())).format(**values)
 
 
 def _hit(row: dict[str, Any]) -> Hit:

@@ -102,7 +102,8 @@ class Searching:
 
     async def _rank(self, asked: SearchQuery) -> tuple[list[Hit], str]:
         finder = await self.finder()
-        return await finder.find(asked.q, mode=asked.mode, filters=asked.filters(), limit=MOST), finder.version.fingerprint[:12]
+        found = await finder.find(asked.q, mode=asked.mode, filters=asked.filters(), limit=MOST)
+        return found.hits, finder.version.fingerprint[:12]
 
     async def _turn_page(self, asked: SearchQuery, cursor: str) -> Found:
         try:

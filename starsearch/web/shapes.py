@@ -55,7 +55,7 @@ class Narrowed(BaseModel):
 
     def filters(self) -> Filters:
         since = datetime.combine(self.since, time(), UTC) if self.since else None
-        return Filters(repo=self.repo, type=self.type, state=self.state, since=since)
+        return Filters(repos=(self.repo,) if self.repo else (), type=self.type, state=self.state, since=since)
 
 
 class SearchQuery(Narrowed):

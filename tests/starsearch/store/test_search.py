@@ -1,14 +1,21 @@
-"""Search on a real index: three modes, exact filters, plans that use the index, and questions in strangers' hands."""
+"""Search on a real index: three modes, filters that lose nothing, plans that use the index, and questions in strangers' hands."""
+
+from datetime import UTC, datetime
 
 import numpy as np
+import psycopg
 import pytest
 from pgvector import HalfVector
+from psycopg import sql
 
+from starsearch.errors import NotStored, QueryUnusable
 from starsearch.models import Filters, IndexVersion, parse_item
+from starsearch.store import nearest as nearest_module
 from starsearch.store.items import Chunk, store_chunk
 from starsearch.store.leases import claim, find_due
+from starsearch.store.nearest import nearest
 from starsearch.store.runs import start_run
-from starsearch.store.search import MODES, _statement, search
+from starsearch.store.search import MODES, ranking, search
 from starsearch.store.versions import active_version, ensure_version
 
 DIMENSIONS = 8
@@ -37,6 +44,8 @@ async def version(store, row):
             state="open" if n < 6 else "closed",
             created_at=f"2026-0{n + 1}-01T00:00:00Z",
             url=f"https://github.com/x/{n}",
+            author="Ada" if n == 3 else "bob",
+            labels=["Bug", "area: core"] if n in {2, 3} else ["bug"] if n == 5 else [],
         )
         for n, topic in enumerate(topics)
         if n
@@ -55,97 +64,198 @@ async def fill(store, version, records):
             "SELECT content_hash, 'About ' || title, 'model', 'stub', 'v1', 0, 0 FROM item ON CONFLICT DO NOTHING"
         )
         items = await (await connection.execute("SELECT id, number, partition_at, content_hash FROM item")).fetchall()
-        for item_id, number, partition_at, content_hash in items:
-            await connection.execute(
-                "INSERT INTO digest (version_id, item_id, partition_at, content_hash, summary_key, embedding) "
-                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                [version.id, item_id, partition_at, content_hash, content_hash, HalfVector(axis(number))],
-            )
+        await connection.cursor().executemany(
+            "INSERT INTO digest (version_id, item_id, partition_at, content_hash, summary_key, embedding) "
+            "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [[version.id, id_, partition, key, key, HalfVector(axis(number))] for id_, number, partition, key in items],
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_every_mode_finds_the_right_one_first(store, version, mode):
-    hits = await search(store.pool, version, "why does the router break", axis(4), mode=mode)
+    hits = (await search(store.pool, version, "why does the router break", axis(4), mode=mode)).hits
     assert hits[0].number == 4
     assert hits[0].summary == "About The router fails"
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
 async def test_scores_tell_each_leg(store, version):
-    (hit, *_) = await search(store.pool, version, "router", axis(4))
+    hit = (await search(store.pool, version, "router", axis(4))).hits[0]
     assert hit.scores["vector"] == pytest.approx(1, abs=0.01)
     assert hit.scores["text"] == 1
-    (hit, *_) = await search(store.pool, version, "router", axis(4), mode="vector")
+    hit = (await search(store.pool, version, "router", axis(4), mode="vector")).hits[0]
     assert hit.scores["text"] is None
 
 
-@pytest.mark.parametrize(
-    ("filters", "numbers"),
-    [
-        (Filters(repo="A/One"), {1, 2, 3}),  # compared without case
-        (Filters(repo="no/such"), set()),
-        (Filters(type="pull_request"), {2, 4, 6}),
-        (Filters(state="closed"), {6, 7}),
-        (Filters(repo="b/two", state="open", type="issue"), {5}),
-    ],
-)
-@pytest.mark.parametrize("mode", ["vector", "hybrid"])
-async def test_filters_lose_nothing_and_let_nothing_through(store, version, filters, numbers, mode):
-    hits = await search(store.pool, version, "timeout error", axis(1), mode=mode, filters=filters)
-    assert {hit.number for hit in hits} == numbers
+def day(text):
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-async def test_since_is_by_creation(store, version):
-    since = parse_item({"repo": "a/b", "number": 1, "type": "issue", "title": "x", "created_at": "2026-07-01T00:00:00Z"}).created_at
-    hits = await search(store.pool, version, "timeout", axis(1), filters=Filters(since=since))
-    assert {hit.number for hit in hits} == {6, 7}
+FILTERED = [
+    (Filters(repos=("A/One",)), {1, 2, 3}),  # compared without case
+    (Filters(repos=("a/one", "b/two")), {1, 2, 3, 4, 5, 6, 7}),  # any of them
+    (Filters(type="pull_request"), {2, 4, 6}),
+    (Filters(state="closed"), {6, 7}),
+    (Filters(author="ADA"), {3}),  # logins are compared without case
+    (Filters(labels=("bug",)), {2, 3, 5}),  # and so are labels
+    (Filters(labels=("BUG", "Area: core")), {2, 3}),  # all of them
+    (Filters(labels=("wontfix",)), set()),
+    (Filters(since=day("2026-07-01")), {6, 7}),  # by creation
+    (Filters(until=day("2026-03-01")), {1}),  # before, not on
+    (Filters(since=day("2026-03-01"), until=day("2026-05-01")), {2, 3}),
+    (Filters(repos=("b/two",), state="open", type="issue"), {5}),
+]
 
 
-async def test_tombstoned_items_leave_search_at_once(store, version):
+async def test_filters_lose_nothing_and_let_nothing_through(store, version):
+    for filters, numbers in FILTERED:
+        for mode in MODES:
+            hits = (await search(store.pool, version, "timeout error", axis(1), mode=mode, filters=filters)).hits
+            assert {hit.number for hit in hits} == numbers, (filters, mode)
+
+
+async def test_both_paths_find_the_same(store, version):
+    for filters, numbers in FILTERED:
+        ids = {path: (await nearest(store.pool, version, axis(1), filters=filters, path=path)).ids for path in ("index", "exact")}
+        assert sorted(ids["index"]) == sorted(ids["exact"]), filters
+        assert len(ids["exact"]) == len(numbers), filters
+
+
+async def test_an_unknown_repository_is_named(store, version):
+    with pytest.raises(NotStored, match=r"no/such: .*crawl --repo no/such"):
+        await search(store.pool, version, "timeout", axis(1), filters=Filters(repos=("a/one", "no/such")))
+
+
+async def test_an_impossible_limit_and_an_empty_question_are_refused(store, version):
+    for limit in (0, -1, 1_000_000):
+        with pytest.raises(QueryUnusable, match="between 1 and"):
+            await search(store.pool, version, "timeout", axis(1), limit=limit)
+    for query in ("", "   ", "\n\t"):
+        with pytest.raises(QueryUnusable, match="empty"):
+            await search(store.pool, version, query, axis(1))
+
+
+async def test_tombstones_and_gone_repositories_leave_search_at_once(store, version):
     async with store.pool.connection() as connection:
         await connection.execute("UPDATE item SET tombstoned_at = now() WHERE number = 4")
-    hits = await search(store.pool, version, "router", axis(4))
-    assert 4 not in {hit.number for hit in hits}
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "'; DROP TABLE item; --",
-        "a & | ! ( :*",
-        "%s %(query)s {limit}",
-        "the of and",
-        "日本語の質問",
-        "\\' \" \x01",
-        "x" * 10_000,
-        "<script>",
-    ],
-)
-async def test_any_question_is_only_a_question(store, version, query):
+        await connection.execute("UPDATE repository SET gone_at = now() WHERE full_name = 'a/one'")
     for mode in MODES:
-        await search(store.pool, version, query, axis(1), mode=mode)
-    assert len(await search(store.pool, version, "timeout", axis(1))) == 7
+        hits = (await search(store.pool, version, "the router timeout error", axis(4), mode=mode)).hits
+        assert {hit.number for hit in hits} == {5, 6, 7}
+    async with store.pool.connection() as connection:
+        found = await (await connection.execute("SELECT number FROM searchable")).fetchall()
+    assert {number for (number,) in found} == {5, 6, 7}
+
+
+LANGUAGES = """Почему парсер падает|为什么解析器失败|パーサーが失敗するのはなぜ|왜 파서가 실패합니까|لماذا يفشل المحلل|מדוע המנתח נכשל|पार्सर क्यों विफल|
+পার্সার কেন ব্যর্থ|பகுப்பாய்வி ஏன்|పార్సర్ ఎందుకు|ทำไมตัวแยกวิเคราะห์|Tại sao trình phân tích|Warum scheitert der Parser|Pourquoi l'analyseur échoue|
+¿Por qué falla?|Por que falha o analisador|Perché il parser fallisce|Waarom faalt de parser|Varför misslyckas|Hvorfor fejler|Hvorfor feiler|
+Miksi jäsennin epäonnistuu|Dlaczego parser zawodzi|Proč parser selže|Miért hibázik|De ce eșuează|Защо парсерът|Γιατί αποτυγχάνει|Ayristirici başarisiz|
+რატომ ვერ მუშაობს|Ինչու է ձախողվում|ለምን አልተሳካም|چرا تجزیه""".replace("\n", "").split("|")
+
+
+QUESTIONS = [
+    "'; DROP TABLE item; --",
+    "a & | ! ( :* <-> 'x",
+    "%s %(query)s {limit} {{}}",
+    "the of and",
+    "\\' \" \x01 C:\\temp\\a\\b http://x/a\\'b?c='d",
+    "nul \0 and a lone surrogate \ud800",
+    "🔥🚒 👩‍👩‍👧‍👦",
+    "x" * 100_000,
+    "word " * 20_000,
+    "<script>",
+    *LANGUAGES,
+]
+
+
+async def test_any_question_is_only_a_question(store, version):
+    for query in QUESTIONS:
+        for mode in MODES:
+            found = await search(store.pool, version, query, axis(1), mode=mode)
+            assert mode == "text" or len(found.hits) == 7, ascii(query[:50])
 
 
 async def test_words_that_occur_nowhere_find_nothing_by_text(store, version):
-    assert await search(store.pool, version, "zzyzx", None, mode="text") == []
+    for query in ("zzyzx", "the of and"):
+        found = await search(store.pool, version, query, None, mode="text")
+        assert (found.hits, found.explanation.words) == ([], ())
 
 
-async def test_the_vector_leg_walks_the_index(store, version, row):
-    # 3,000 rows: with fewer, a sequential scan is rightly cheaper and the test would prove nothing
-    await fill(store, version, [row(n, repo="c/three") for n in range(10, 3_010)])
+async def test_the_explanation_tells_what_was_done(store, version):
+    told = (await search(store.pool, version, "router error", axis(1), filters=Filters(repos=("a/one",)))).explanation
+    assert told.path == "exact"
+    assert told.matching is not None
+    assert [(word.text, word.items) for word in told.words] == [("router", 1), ("error", 7)]
+    assert (await search(store.pool, version, "router", axis(1), mode="text")).explanation.path is None
+
+
+@pytest.fixture
+async def many(store, version, row):
+    """3,000 more in one repository: with fewer, a sequential scan is rightly cheaper and a plan would prove nothing."""
+    await fill(store, version, [row(n, repo="c/three", author=f"author-{n}", labels=[f"l{n}"]) for n in range(10, 3_010)])
     async with store.pool.connection() as connection:
         await connection.execute("ANALYZE")
-        statement = _statement(version, exact=False, limit=10).as_string(connection)
-        parameters = {"query": "x", "mode": "vector", "vector": HalfVector(axis(1)), "repositories": None, "type": None, "state": None}
-        cursor = await connection.execute(f"EXPLAIN {statement}".encode(), parameters | {"since": None})
+    return version
+
+
+async def test_a_walk_that_finds_too_few_is_done_again_exactly(store, many, monkeypatch):
+    # the estimate says that the walk will do; it gives up long before it meets the four rows of b/two
+    monkeypatch.setattr(nearest_module, "EXACT_ROWS", 0)
+    monkeypatch.setattr(nearest_module, "MAX_SCAN_ROWS", 10**9)
+    found = await search(store.pool, many, "timeout", axis(1), mode="vector", filters=Filters(repos=("b/two",)))
+    assert found.explanation.path == "index, then exact"
+    assert {hit.number for hit in found.hits} == {4, 5, 6, 7}
+
+
+async def test_a_filter_that_lets_much_through_walks_the_index(store, many, monkeypatch):
+    monkeypatch.setattr(nearest_module, "EXACT_ROWS", 1_000)
+    found = await search(store.pool, many, "timeout", axis(1), filters=Filters(repos=("c/three",)), limit=20)
+    assert found.explanation.path == "index"
+    assert len(found.hits) == 20
+    assert (await search(store.pool, many, "timeout", axis(1), filters=Filters(labels=("l77",)))).explanation.path == "exact"
+
+
+INDEX_OF = {
+    "embedding_idx": Filters(),
+    "item_author": Filters(author="author-50"),
+    "item_labels": Filters(labels=("l50",)),
+    "item_partition_at": Filters(since=day("2026-08-01")),
+    "item_repository_id_number_key": Filters(repos=("b/two",)),
+}
+
+
+async def test_each_hot_statement_reads_its_index(store, many):
+    for index, filters in INDEX_OF.items():
+        async with store.pool.connection() as connection, connection.cursor() as cursor:
+            asked = await nearest_module.filter_parameters(cursor, filters)
+            path = "index" if filters == Filters() else "exact"
+            statement = nearest_module.composed(path, many, count=10)
+            await cursor.execute(sql.SQL("EXPLAIN {}").format(statement), asked | {"vector": HalfVector(axis(1))})
+            plan = "\n".join(line for (line,) in await cursor.fetchall())
+        assert index in plan, plan
+        assert "Seq Scan on item" not in plan
+
+
+async def test_ranking_reads_the_words_index_and_no_table_whole(store, many):
+    async with store.pool.connection() as connection, connection.cursor() as cursor:
+        asked = await nearest_module.filter_parameters(cursor, Filters())
+        parameters = asked | {"mode": "hybrid", "nearest": [1, 2, 3], "vector": HalfVector(axis(1))}
+        parameters |= {"words": ["'router'"], "rarities": [1.0], "picks": "'router'"}
+        await cursor.execute(sql.SQL("EXPLAIN {}").format(ranking(many, depth=100, limit=10)), parameters)
         plan = "\n".join(line for (line,) in await cursor.fetchall())
-    assert "embedding_idx" in plan
+    assert "item_words" in plan
+    assert "Seq Scan on item" not in plan
+    assert "Seq Scan on digest" not in plan
+
+
+async def test_common_words_are_known_without_counting(store, many):
+    """All 3,000 hold "report": its number comes from the planner's statistics, beyond what is ever counted."""
+    (word,) = (await search(store.pool, many, "report", None, mode="text")).explanation.words
+    assert word.items > 2_900
 
 
 async def test_vectors_of_another_length_cannot_be_stored(store, version):
-    import psycopg
-
     with pytest.raises(psycopg.errors.CheckViolation):
         async with store.pool.connection() as connection:
             await connection.execute("UPDATE digest SET embedding = %s", [HalfVector([1.0, 2.0])])
