@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from starsearch.errors import DigestFailed, EngineUnavailable, PreconditionMissing, StarsearchError
+from starsearch.errors import DigestFailed, EngineUnavailable, NotStored, PreconditionMissing, QueryUnusable, StarsearchError
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,10 @@ def refusal(error: Exception) -> Refused:
             return Refused(422, _in_words(error))
         case HTTPException():
             return Refused(error.status_code, str(error.detail), error.headers)
+        case NotStored():
+            return Refused(404, str(error))
+        case QueryUnusable():
+            return Refused(422, str(error))
     for kinds, sentence in LATER:
         if isinstance(error, kinds):
             log.warning("%s: %s", type(error).__name__, error)
