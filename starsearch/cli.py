@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starsearch.audit import Status
     from starsearch.backfill import Request
     from starsearch.finder import Finder
-    from starsearch.models import Found
+    from starsearch.models import Filters, Found
     from starsearch.pipeline import Run
     from starsearch.storage import Store
     from starsearch.store.purges import Target
@@ -398,6 +398,44 @@ def search(  # noqa: PLR0913, PLR0917 a command's options are its arguments
 
     shape = {"query": query or like, "mode": mode.value if like is None else "vector"}
     _run(_search(read_settings(), shape, find, explain, json))
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="A question in your own words.")],
+    repo: Repo = None,
+    since: Since = None,
+    until: Until = None,
+    json: Json = False,
+) -> None:
+    """Answer a question from what is stored, with citations; or say that nothing close was found."""
+    from starsearch.models import Filters
+
+    filters = Filters(repos=tuple(_repository_names(repo)), since=_moment(since), until=_moment(until, end=True))
+    _run(_ask(read_settings(), question, filters, json))
+
+
+async def _ask(settings: Settings, question: str, filters: "Filters", json: bool) -> None:
+    from starsearch.asking import ask
+    from starsearch.engines import open_llm
+    from starsearch.finder import open_finder
+    from starsearch.store.search import hit_as_dict
+    from starsearch.terminal import print_answer, print_json
+
+    async with open_finder(settings) as finder, open_llm(settings) as llm:
+        answer = await ask(finder, llm, question, filters=filters)
+    if not json:
+        print_answer(answer)
+        return
+    citations = [{"number": n, "url": hit.url, "repo": hit.repo, "title": hit.title} for n, hit in answer.citations.items()]
+    shape = {
+        "question": question,
+        "answer": answer.text,
+        "kind": answer.kind,
+        "citations": citations,
+        "index_version": answer.index_version,
+    }
+    print_json(shape | {"hits": [hit_as_dict(hit) for hit in answer.hits]})
 
 
 def _moment(text: str | None, *, end: bool = False) -> datetime | None:

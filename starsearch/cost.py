@@ -119,7 +119,7 @@ def bill(usages: Sequence[Usage], prices: Prices) -> dict[str, Any]:
         "completion_tokens": sum(usage.completion_tokens for usage in usages),
         "cost_usd": dollars,
         "usd_per_million_items": round(dollars / items * MILLION, 2) if dollars is not None and items else None,
-        "llm_requests": sum(usage.requests for usage in usages if usage.purpose == "summary"),
+        "llm_requests": sum(usage.requests for usage in usages if usage.purpose != "embedding"),
         "unanswered_requests": sum(usage.unanswered for usage in usages),
         "unpriced": sorted({usage.model for usage in usages if cost(usage, prices) is None}),
     }

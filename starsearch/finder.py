@@ -53,6 +53,10 @@ class Finder:
             vector = vectors[0]
         return await search(self.pool, version, query, vector, mode=mode, filters=filters, limit=limit)
 
+    async def engine(self) -> Engine:
+        """The engine that embeds for the version that serves now."""
+        return await self._engine(await self._serving())
+
     async def like(self, address: str, *, filters: Filters = NO_FILTERS, limit: int = 10) -> Found:
         """The items nearest to one of ours (its GitHub URL, or owner/name#number), itself left out. Raises QueryUnusable, NotStored."""
         check_limit(limit)

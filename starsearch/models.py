@@ -285,7 +285,7 @@ class Spending:
 class Usage:
     """What the calls for one purpose to one model came to. `items` had it done with success; `hours` are those of the model's use."""
 
-    purpose: Literal["summary", "embedding"]
+    purpose: Literal["summary", "embedding", "answer"]
     model: str
     calls: int
     failed: int
@@ -426,3 +426,15 @@ class Explanation:
 class Found:
     hits: list[Hit]
     explanation: Explanation = field(default_factory=Explanation)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text: None where nothing close was found. Each citation [n] in it is citations[n]; kind tells a model's words from quotes."""
+
+    question: str
+    text: str | None
+    kind: str  # model, quotes, or nothing close
+    citations: dict[int, Hit]
+    hits: list[Hit]
+    index_version: str

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from starsearch.audit import Gap, Status
-from starsearch.models import Explanation, Hit
+from starsearch.models import Answer, Explanation, Hit
 from starsearch.progress import Progress as ProgressReport
 from starsearch.progress import no_progress
 
@@ -96,6 +96,18 @@ def nothing_found(explanation: Explanation, mode: str) -> str:
     if not explanation.words:
         return "nothing found: no stored item holds any of these words (the commonest are left out); --mode hybrid searches by meaning"
     return "nothing found: no item that holds these words passes the filters"
+
+
+def print_answer(answer: Answer) -> None:
+    if answer.text is None:
+        out.print("nothing close was found" + ("; the nearest:" if answer.hits else ""))
+        print_hits(answer.hits[:3])
+        return
+    if answer.kind == "quotes":
+        out.print(Text("no chat model is configured (STARSEARCH_LLM_BASE_URL), so these are quotes, not an answer:", style="dim"))
+    out.print(Text(safe(answer.text)))
+    for number, hit in answer.citations.items():
+        out.print(Text(f"[{number}] {safe(hit.title)}  {safe(hit.url)}", style="dim"))
 
 
 def print_explanation(explanation: Explanation) -> None:

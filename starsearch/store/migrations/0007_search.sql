@@ -27,3 +27,11 @@ JOIN item i ON i.id = d.item_id AND i.partition_at = d.partition_at
 JOIN repository r ON r.id = i.repository_id
 JOIN summary s ON s.key = d.summary_key
 WHERE v.status = 'active' AND i.tombstoned_at IS NULL AND r.gone_at IS NULL;
+
+-- `ask` spends too.
+ALTER TABLE engine_call
+  DROP CONSTRAINT engine_call_purpose_check,
+  ADD CONSTRAINT engine_call_purpose_check CHECK (purpose IN ('summary', 'embedding', 'answer'));
+ALTER TABLE engine_usage
+  DROP CONSTRAINT engine_usage_purpose_check,
+  ADD CONSTRAINT engine_usage_purpose_check CHECK (purpose IN ('summary', 'embedding', 'answer'));
