@@ -106,7 +106,7 @@ async def _search(finder: Finder, texts: list[str], watch: Watch) -> None:
     while not watch.stop.is_set():
         started = time.monotonic()
         try:
-            hits = await finder.find(texts[number % len(texts)], mode=("hybrid", "vector")[number % 2])
+            hits = (await finder.find(texts[number % len(texts)], mode=("hybrid", "vector")[number % 2])).hits
             if not hits:
                 watch.failed.append("no hits")
         except Exception as error:

@@ -379,6 +379,8 @@ def search(  # noqa: PLR0913, PLR0917 a command's options are its arguments
     """Find items by what they mean."""
     if (query is None) == (like is None):
         raise typer.BadParameter("give a query, or --like URL", param_hint="QUERY")
+    if query is not None and not query.strip():
+        raise typer.BadParameter("is empty", param_hint="QUERY")
     from starsearch.models import Filters
 
     filters = Filters(

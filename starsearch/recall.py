@@ -46,7 +46,7 @@ async def measure_recall(pool: Pool, version: IndexVersion, engine: Engine, *, q
         for name, filters in _classes(url).items():
             exact = await exact_similarities(pool, version, vectors[0], filters, limit=DEPTH)
             if exact:
-                hits = await search(pool, version, title, vectors[0], mode="vector", filters=filters, limit=DEPTH)
+                hits = (await search(pool, version, title, vectors[0], mode="vector", filters=filters, limit=DEPTH)).hits
                 seen = measured.setdefault(name, Recall())
                 seen.queries += 1
                 seen.expected += len(exact)
@@ -65,6 +65,6 @@ def found_of(hits: Sequence[Hit], exact: Sequence[float]) -> int:
 
 def _classes(url: str) -> dict[str, Filters]:
     address = parse_address(url)
-    of_repository = {"repository": Filters(repo=address["repo"])} if address else {}
+    of_repository = {"repository": Filters(repos=(address["repo"],))} if address else {}
     month = Filters(since=datetime.now(UTC) - timedelta(days=30))
     return {"no filter": Filters(), **of_repository, "30 days": month, "open issues": Filters(type="issue", state="open")}

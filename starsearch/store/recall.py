@@ -9,19 +9,14 @@ from psycopg import sql
 
 from starsearch.models import Filters, IndexVersion
 from starsearch.store.database import Pool
+from starsearch.store.nearest import FILTERS, filter_parameters
 
 # OFFSET 0 keeps the planner from walking the index, which is what is being checked
 EXACT = """
 SELECT 1 - distance FROM (
   SELECT d.embedding::halfvec({dimensions}) <=> %(vector)s AS distance
-  FROM item i
-  JOIN repository r ON r.id = i.repository_id AND r.gone_at IS NULL
-  JOIN digest d ON d.version_id = {version} AND d.item_id = i.id AND d.partition_at = i.partition_at
-  WHERE i.tombstoned_at IS NULL
-    AND (%(repo)s::text IS NULL OR lower(r.full_name) = lower(%(repo)s))
-    AND (%(type)s::text IS NULL OR i.type = %(type)s)
-    AND (%(state)s::text IS NULL OR i.state = %(state)s)
-    AND (%(since)s::timestamptz IS NULL OR i.partition_at >= %(since)s)
+  FROM item i JOIN digest d ON d.version_id = {version} AND d.item_id = i.id AND d.partition_at = i.partition_at
+  WHERE {filters}
   OFFSET 0
 ) AS every_one ORDER BY distance LIMIT {limit}
 """
@@ -30,10 +25,10 @@ SELECT 1 - distance FROM (
 async def exact_similarities(pool: Pool, version: IndexVersion, vector: NDArray[Any], filters: Filters, *, limit: int) -> list[float]:
     """Cosines of the nearest `limit` items that pass the filters, nearest first, found by comparing every one."""
     numbers = {"version": version.id, "dimensions": version.dimensions, "limit": limit}
-    statement = sql.SQL(EXACT).format(**{name: sql.Literal(number) for name, number in numbers.items()})
-    async with pool.connection() as connection:
-        asked = {"repo": filters.repo, "type": filters.type, "state": filters.state, "since": filters.since}
-        cursor = await connection.execute(statement, asked | {"vector": HalfVector(vector)})
+    statement = sql.SQL(EXACT).format(filters=sql.SQL(FILTERS), **{name: sql.Literal(number) for name, number in numbers.items()})
+    async with pool.connection() as connection, connection.cursor() as cursor:
+        asked = await filter_parameters(cursor, filters)
+        await cursor.execute(statement, asked | {"vector": HalfVector(vector)})
         return [similarity for (similarity,) in await cursor.fetchall()]
 
 

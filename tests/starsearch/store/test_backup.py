@@ -36,7 +36,7 @@ async def test_a_dump_restored_into_an_empty_database_goes_on_where_it_was(serve
         status = await read_status(pool)
         assert (status.known, status.embedded, status.complete) == (before.known, before.embedded, True) == (40, 40, True)
         assert (await reconcile(pool)).differences == []
-        assert await search(pool, await active_version(pool), "totals in a report", None, mode="text")
+        assert (await search(pool, await active_version(pool), "totals in a report", None, mode="text")).hits
         await fill(restored, engines, jsonl(*(row(n) for n in range(1, 46))))
         assert (await read_status(pool)).embedded == 45
     with psycopg.connect(empty_dsn, autocommit=True) as connection:

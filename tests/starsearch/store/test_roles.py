@@ -45,7 +45,7 @@ async def fill(store, engines, path):
 async def test_the_reader_searches_and_asks_for_the_status_and_writes_nothing(store, roles):
     async with open_database(roles["reader"]) as pool:
         version = await active_version(pool)
-        assert await search(pool, version, "totals in a report", None, mode="text")
+        assert (await search(pool, version, "totals in a report", None, mode="text")).hits
         assert (await read_status(pool)).complete
 
 
