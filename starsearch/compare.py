@@ -15,8 +15,9 @@ from starsearch.recall import found_of
 from starsearch.serving import open_live
 from starsearch.settings import Settings
 from starsearch.storage import Store
+from starsearch.store.nearest import NO_FILTERS
 from starsearch.store.recall import exact_similarities, sample_titles
-from starsearch.store.search import NO_FILTERS, Mode, search
+from starsearch.store.search import Mode, search
 from starsearch.store.swap import missing
 from starsearch.store.versions import has_index
 
