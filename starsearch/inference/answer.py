@@ -14,15 +14,14 @@ import openai
 from starsearch.errors import DigestFailed
 from starsearch.inference.client import Engine, charge, complete, translate
 from starsearch.models import Hit, clean
+from starsearch.untrusted import defuse, fence, foreign_links, visible
 
 PROMPT = "answer-v1"
 MAX_TOKENS = 400
 SUMMARY_CHARACTERS = 1_200
 NOT_FOUND = "NOT FOUND"
 
-_TAG = re.compile(r"<(?=\s{0,8}/?\s{0,8}(?:source|question))", re.IGNORECASE)
 _CITATION = re.compile(r"\s?\[(\d{1,3}(?:\s{0,3},\s{0,3}\d{1,3}){0,20})\]")
-_LINK = re.compile(r"\b[a-z][a-z0-9+.-]{1,15}://[^\s<>\"'`)\]}]{1,2000}|\bwww\.[^\s<>\"'`)\]}]{1,2000}", re.IGNORECASE)
 
 
 async def answer(engine: Engine, question: str, hits: Sequence[Hit]) -> str:
@@ -40,11 +39,8 @@ async def answer(engine: Engine, question: str, hits: Sequence[Hit]) -> str:
 
 def request(question: str, hits: Sequence[Hit]) -> str:
     """The sources, numbered from 1 and fenced, and the question after them."""
-    sources = [
-        f'<source number="{number}">\n{_defused(hit.title)}\n{_defused(hit.summary[:SUMMARY_CHARACTERS])}\n</source>'
-        for number, hit in enumerate(hits, 1)
-    ]
-    return "\n".join([*sources, f"<question>\n{_defused(question)}\n</question>"])
+    sources = [_fenced("source", f"{hit.title}\n{hit.summary[:SUMMARY_CHARACTERS]}", number=str(n)) for n, hit in enumerate(hits, 1)]
+    return "\n".join([*sources, _fenced("question", question)])
 
 
 def checked(text: str, hits: Sequence[Hit]) -> tuple[str, list[int]] | None:
@@ -56,14 +52,15 @@ def checked(text: str, hits: Sequence[Hit]) -> tuple[str, list[int]] | None:
         cited.extend(number for number in numbers if number not in cited)
         return "".join(f" [{number}]" for number in numbers)
 
-    known = {hit.url.casefold().rstrip("/") for hit in hits}
-    text = _LINK.sub(lambda match: match[0] if match[0].casefold().rstrip("/.,;:") in known else "[link removed]", text)
+    for link in sorted(foreign_links(text, [hit.url for hit in hits]), key=len, reverse=True):
+        text = text.replace(link, "[link removed]")
     text = _CITATION.sub(keep, text).strip()
     return (text, cited) if cited and NOT_FOUND not in text else None
 
 
-def _defused(text: str) -> str:
-    return _TAG.sub("\u2039", text)
+def _fenced(tag: str, text: str, **attributes: str) -> str:
+    """Neither a source nor the question can close its own fence, or open the other's."""
+    return fence(tag, defuse(visible(text), "source", "question"), **attributes)
 
 
 @cache
