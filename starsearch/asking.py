@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from starsearch import extractive
 from starsearch.errors import StarsearchError
 from starsearch.finder import Finder
 from starsearch.inference.answer import answer, checked
 from starsearch.inference.client import Engine, counting
 from starsearch.inference.embed import embed
-from starsearch.inference.summarize import EXTRACTIVE_MODELS
 from starsearch.models import Answer, Counts, Filters, Hit
 from starsearch.serving import sent_dimensions
 from starsearch.store.ledger import Call, intend, settle
@@ -36,7 +36,7 @@ async def ask(finder: Finder, llm: Engine, question: str, *, filters: Filters = 
     threshold = CLOSE.get(finder.version.embedding_model, 0.0)
     close = [hit for hit in found.hits if (hit.scores["vector"] or 0) >= threshold]
     reply = None
-    kind = "quotes" if llm.model.startswith(EXTRACTIVE_MODELS) else "model"
+    kind = "quotes" if extractive.made(llm.model) else "model"
     if close:
         reply = await (_quote(finder, question, close) if kind == "quotes" else _answer(finder, llm, question, close))
     version = finder.version.fingerprint[:12]

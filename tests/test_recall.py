@@ -5,6 +5,7 @@ import pytest
 from starsearch import recall
 from starsearch.audit import read_status
 from starsearch.jsonl import read_items
+from starsearch.models import Found
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.recall import measure_recall
 from starsearch.store.search import search
@@ -40,7 +41,7 @@ async def test_search_finds_what_a_count_of_every_vector_finds(store, engines, v
 
 async def test_what_search_does_not_find_counts_against_it(store, engines, version, monkeypatch):
     async def half(*arguments, **options):
-        return (await search(*arguments, **options))[::2]
+        return Found((await search(*arguments, **options)).hits[::2])
 
     monkeypatch.setattr(recall, "search", half)
     measured = await measure_recall(store.pool, version, engines.embedding, questions=4)

@@ -16,7 +16,7 @@ from starsearch.store.migrate import migrate
 CONNECT_SECONDS = 10
 # force_custom_plan: a plan cached for one repository is wrong for the next; iterative scans: a filter must not lose rows
 SESSION = (
-    "-c plan_cache_mode=force_custom_plan -c hnsw.ef_search=100 -c hnsw.iterative_scan=relaxed_order "
+    "-c plan_cache_mode=force_custom_plan -c hnsw.ef_search=200 -c hnsw.iterative_scan=relaxed_order "
     "-c timezone=UTC -c application_name=starsearch"
 )
 # an @ or / left as it is in a password: libpq then takes the rest of the password for the host, and names it in its errors
