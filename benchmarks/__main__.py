@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, gate, github, inference, inference_overhead, leases, status, store_search, swap, web
+from benchmarks import embedded, gate, github, hybrid, inference, inference_overhead, leases, status, store_search, swap, web
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "inference.balance.fresh": inference.restarted,  # and .rolling_restart, .vs_sticky
     "inference.balance.scale_out": inference.scaled_out,
     "inference.balance.slow_pod": inference.slow_pod,
+    "store.hybrid.recall_at_10": hybrid.recall_at_10,
     "store.search.recall": store_search.search_recall,
     "store.leases.repositories_per_second": leases.repositories_per_second,
     "store.status.seconds": status.status_seconds,

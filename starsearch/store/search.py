@@ -23,8 +23,8 @@ from starsearch.store.statements import statement
 
 Mode = Literal["hybrid", "vector", "text"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-TEXT_WEIGHT = 0.3  # of the best word score, added to the cosine; what was measured is in docs/decisions/0017
-FLAT = 0.7  # of a text's length that is not held against it
+TEXT_WEIGHT = 0.25  # of the best word score, added to the cosine; what was measured is in docs/decisions/0017
+FLAT = 0.6  # of a text's length that is not held against it
 CANDIDATES = 2_000  # texts ranked by words; ranking one costs about 3 microseconds
 COUNTED = 1_000  # items with a word that are counted; how rare it is hardly depends on more
 MAX_QUERY = 2_000  # characters; more than any engine's window needs to understand a question
