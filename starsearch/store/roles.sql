@@ -6,6 +6,8 @@ GRANT USAGE ON SCHEMA public TO {writer}, {reader};
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO {writer}, {reader};
 GRANT INSERT ON feedback TO {reader};  -- a thumb on the search page
 GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {writer};
+GRANT INSERT ON feedback TO {reader};  -- people's thumbs, the one thing the web process stores
+ALTER ROLE {reader} LOGIN;  -- migration 0011 may have made it without
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {writer};
 -- What keeps the schema and the versions right is the owner's.
 REVOKE INSERT, UPDATE, DELETE ON schema_migration, index_version FROM {writer};

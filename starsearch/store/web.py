@@ -82,6 +82,7 @@ async def cursor_key(pool: Pool) -> bytes:
 async def store_feedback(pool: Pool, feedback: dict[str, Any]) -> bool:
     """feedback: about, query, mode, index_version, useful, url (None for an answer). False where there is no such item."""
     async with pool.connection() as connection:
+        await connection.execute("SET TRANSACTION READ WRITE")  # a login as the reader role begins read-only
         done = await connection.execute(
             """
             INSERT INTO feedback (about, query, mode, index_version, item_id, useful)

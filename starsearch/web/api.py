@@ -8,7 +8,7 @@ from starsearch.explain import explain
 from starsearch.store.reading import read_item
 from starsearch.store.web import store_feedback
 from starsearch.web.problems import Problem, Refused
-from starsearch.web.shapes import Feedback, HitShape, ItemShape, Repository, SearchAnswer, SearchQuery, StatusShape
+from starsearch.web.shapes import Feedback, HitShape, ItemShape, LikeQuery, Repository, SearchAnswer, SearchQuery, StatusShape
 from starsearch.web.site import Site
 
 
@@ -17,7 +17,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "The request cannot be read.",
         401: "A key is needed, or this one is not valid.",
         403: "Sent by another site's page.",
-        404: "No such item.",
+        404: "No such item or repository is stored here.",
         413: "More than 64 KiB were sent.",
         422: "A parameter is wrong; the detail says which.",
         429: "Too many requests; Retry-After says when to come back.",
@@ -33,10 +33,12 @@ def site_of(request: Request) -> Site:
 
 
 TheSite = Annotated[Site, Depends(site_of)]
+Name = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 router = APIRouter(prefix="/v1", tags=["v1"])
 
 
-@router.get("/search", responses=_problems())
+@router.get("/search", responses=_problems(404))
 async def search(asked: Annotated[SearchQuery, Query()], site: TheSite) -> SearchAnswer:
     """Find items by what they mean."""
     found = await site.searching.find(asked)
@@ -44,13 +46,17 @@ async def search(asked: Annotated[SearchQuery, Query()], site: TheSite) -> Searc
     return SearchAnswer(query=asked.q, mode=asked.mode, index_version=found.index_version, hits=hits, next_cursor=found.next_cursor)
 
 
+@router.get("/items/{owner}/{name}/{number}/similar", responses=_problems(404))
+async def similar(owner: Name, name: Name, number: Number, asked: Annotated[LikeQuery, Query()], site: TheSite) -> SearchAnswer:
+    """Items that mean something like this one: duplicates, the same fault elsewhere, a fix."""
+    address = f"{owner}/{name}#{number}"
+    found = await site.searching.like(address, asked, asked.limit)
+    hits = [HitShape.model_validate(hit) for hit in found.hits]
+    return SearchAnswer(query=address, mode="vector", index_version=found.index_version, hits=hits)
+
+
 @router.get("/items/{owner}/{name}/{number}", responses=_problems(404))
-async def item(
-    owner: Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")],
-    name: Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")],
-    number: Annotated[int, Path(ge=1, le=2**31 - 1)],
-    site: TheSite,
-) -> ItemShape:
+async def item(owner: Name, name: Name, number: Number, site: TheSite) -> ItemShape:
     """One item, and where its digest came from."""
     return ItemShape.model_validate(await stored_item(site, f"{owner}/{name}", number))
 

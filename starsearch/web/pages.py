@@ -18,11 +18,20 @@ from starsearch.web.guard import COOKIE
 from starsearch.web.panels import panels
 from starsearch.web.problems import Refused, problem_json, refusal
 from starsearch.web.searching import Found
-from starsearch.web.shapes import Feedback, SearchQuery
+from starsearch.web.shapes import PAGE, Feedback, Narrowed, SearchQuery
 from starsearch.web.site import Site
 
 BODY = 20_000  # characters of an item's text; the rest is read on GitHub
-FILTERS = {"repo": "repository", "type": "type", "state": "state", "since": "since", "mode": "mode"}
+FILTERS = {
+    "repo": "repository",
+    "type": "type",
+    "state": "state",
+    "author": "author",
+    "label": "label",
+    "since": "since",
+    "until": "until",
+    "mode": "match",
+}
 PROGRAMS = ("/v1/", "/mcp", "/healthz", "/readyz", "/metrics")
 
 router = APIRouter()
@@ -124,6 +133,13 @@ async def item_page(owner: str, name: str, number: int, site: TheSite) -> Respon
     item = await stored_item(site, f"{owner}/{name}", number)
     body = shown.shown(item["body"])
     return page("item.html", item=item, body=body[:BODY].strip(), cut=len(body) > BODY or item["excerpt"])
+
+
+@router.get("/items/{owner}/{name}/{number}/similar")
+async def similar_page(owner: str, name: str, number: int, site: TheSite) -> Response:
+    item = await stored_item(site, f"{owner}/{name}", number)
+    found = await site.searching.like(f"{item['repo']}#{number}", Narrowed(), PAGE)
+    return page("similar.html", item=item, found=found, hits=shown.shown_hits(found.hits, ""), given={"q": f"{item['repo']}#{number}"})
 
 
 @router.get("/status")

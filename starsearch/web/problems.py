@@ -65,6 +65,8 @@ def refusal(error: Exception) -> Refused:
             return error
         case RequestValidationError() | ValidationError():
             return Refused(422, _in_words(error))
+        case QueryUnusable() | NotStored():
+            return Refused(422 if isinstance(error, QueryUnusable) else 404, str(error))
         case HTTPException():
             return Refused(error.status_code, str(error.detail), error.headers)
         case NotStored() | QueryUnusable():

@@ -20,7 +20,7 @@ from starsearch.store.web import cursor_key
 from starsearch.web import cursors
 from starsearch.web.metrics import Metrics
 from starsearch.web.problems import Refused
-from starsearch.web.shapes import MOST, SearchQuery
+from starsearch.web.shapes import MOST, Narrowed, SearchQuery
 
 AT_ONCE = 8  # searches in PostgreSQL and the engine at the same time
 QUEUE = 400  # searches that wait; the next one is told to come back
@@ -104,6 +104,13 @@ class Searching:
         finder = await self.finder()
         found = await finder.find(asked.q, mode=asked.mode, filters=asked.filters(), limit=MOST)
         return found.hits, finder.version.fingerprint[:12]
+
+    async def like(self, address: str, narrowed: Narrowed, limit: int) -> Found:
+        """The items nearest to one of ours, itself left out. Raises Refused, and what Finder.like raises."""
+        async with self.turnstile.turn():
+            finder = await self.finder()
+            found = await finder.like(address, filters=narrowed.filters(), limit=limit)
+        return Found(found.hits, finder.version.fingerprint[:12])
 
     async def _turn_page(self, asked: SearchQuery, cursor: str) -> Found:
         try:

@@ -1,6 +1,6 @@
 """What is asked and answered over HTTP, checked once at the edge: unknown parameters are refused, text is cleaned."""
 
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -30,17 +30,25 @@ def _day(value: object) -> object:
     """A day as in 2026-03-01, UTC; a bare number would be taken for seconds."""
     if isinstance(value, str):
         try:
-            return date.fromisoformat(value)
+            day = date.fromisoformat(value)
         except ValueError:
             raise ValueError("write a day as in 2026-03-01") from None
+        if not date(1970, 1, 1) <= day <= date(2999, 12, 31):
+            raise ValueError("write a day as in 2026-03-01")
+        return day
     return value
 
 
 Question = Annotated[str, StringConstraints(min_length=1, max_length=MAX_QUESTION), AfterValidator(clean), AfterValidator(_not_blank)]
 Repository = Annotated[str, StringConstraints(max_length=201), AfterValidator(_repository)]
+Login = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\[\]-]{0,99}$")]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(clean)]
 Day = Annotated[date, BeforeValidator(_day)]
 Limit = Annotated[int, Field(ge=1, le=MOST, description="Hits of one page.")]
+
+
+def _midnight(day: date | None) -> datetime | None:
+    return datetime.combine(day, time(), UTC) if day else None
 
 
 class Narrowed(BaseModel):
@@ -51,11 +59,27 @@ class Narrowed(BaseModel):
     repo: Annotated[Repository | None, Field(description="owner/name")] = None
     type: ItemType | None = None
     state: State | None = None
+    author: Annotated[Login | None, Field(description="Whose it is, without @.")] = None
+    label: Annotated[Word | None, Field(description="One of its labels, in upper or lower case.")] = None
     since: Annotated[Day | None, Field(description="Created on this day (UTC) or later.")] = None
+    until: Annotated[Day | None, Field(description="Created on this day (UTC) or earlier.")] = None
 
     def filters(self) -> Filters:
-        since = datetime.combine(self.since, time(), UTC) if self.since else None
-        return Filters(repos=(self.repo,) if self.repo else (), type=self.type, state=self.state, since=since)
+        return Filters(
+            repos=(self.repo,) if self.repo else (),
+            type=self.type,
+            state=self.state,
+            author=self.author,
+            labels=(self.label,) if self.label else (),
+            since=_midnight(self.since),
+            until=_midnight(self.until and self.until + timedelta(days=1)),
+        )
+
+
+class LikeQuery(Narrowed):
+    """Narrowed to items like another one, which the address names."""
+
+    limit: Limit = PAGE
 
 
 class SearchQuery(Narrowed):

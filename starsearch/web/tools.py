@@ -1,4 +1,4 @@
-"""The MCP server: search and get_item as tools for assistants, over stdio or HTTP.
+"""The MCP server: search, get_item and similar as tools for assistants, over stdio or HTTP.
 
 What a tool returns is read by a language model that can act. So everything strangers wrote stands apart, under `untrusted`, without
 what a person reading the page would not see; and the server says what that means, in its instructions and with every answer.
@@ -15,10 +15,9 @@ from pydantic import BaseModel, Field
 
 from starsearch.explain import parse_address
 from starsearch.models import Hit, ItemType, State
-from starsearch.store.search import Mode
 from starsearch.web.api import stored_item
 from starsearch.web.problems import refusal
-from starsearch.web.shapes import MAX_QUESTION, Day, SearchQuery
+from starsearch.web.shapes import MAX_QUESTION, Day, Narrowed, SearchQuery
 from starsearch.web.shown import safe_link, shown
 from starsearch.web.site import Site
 
@@ -67,17 +66,18 @@ def build_tools(site: Site) -> MCPServer:
     @server.tool(title="Search issues and pull requests", annotations=READS)
     async def search(
         query: Question,
-        mode: Annotated[Mode, Field(description="By meaning and words, by meaning only, or by words only.")] = "hybrid",
         repo: Repo = None,
         type: ItemType | None = None,
         state: State | None = None,
+        author: Annotated[str | None, Field(description="Only what this login wrote.")] = None,
+        label: Annotated[str | None, Field(description="Only with this label.")] = None,
         since: Annotated[Day | None, Field(description="Created on this day or later: 2026-03-01.")] = None,
         limit: Limit = 10,
     ) -> Told:
         """Issues and pull requests that mean what the question means, best first."""
         async with _sentences():
-            narrowed = {"repo": repo, "type": type, "state": state, "since": since}
-            found = await site.searching.find(SearchQuery(q=query, mode=mode, limit=limit, **narrowed))
+            narrowed = {"repo": repo, "type": type, "state": state, "author": author, "label": label, "since": since}
+            found = await site.searching.find(SearchQuery(q=query, limit=limit, **narrowed))
         return Told(items=[_hit(hit) for hit in found.hits])
 
     @server.tool(title="Read one item", annotations=READS)
@@ -86,6 +86,13 @@ def build_tools(site: Site) -> MCPServer:
         async with _sentences():
             item = await stored_item(site, *_parsed(address))
         return Told(items=[_item(item)])
+
+    @server.tool(title="Find similar items", annotations=READS)
+    async def similar(address: Address, repo: Repo = None, state: State | None = None, limit: Limit = 10) -> Told:
+        """Items that mean something like this one: duplicates, the same fault elsewhere, a fix."""
+        async with _sentences():
+            found = await site.searching.like(address, Narrowed(repo=repo, state=state), limit)
+        return Told(items=[_hit(hit) for hit in found.hits])
 
     return server
 

@@ -34,7 +34,11 @@ def test_search_answers_in_the_shape_of_the_command(served: Served):
         ("type=pull_request", lambda hit: hit["type"] == "pull_request"),
         ("state=open", lambda hit: hit["state"] == "open"),
         ("repo=quillcap/marlframe", lambda hit: hit["repo"] == "quillcap/marlframe"),
+        ("author=RivetMoth", lambda hit: hit["author"] == "rivetmoth"),
+        ("label=BUG", lambda hit: "bug" in hit["labels"]),
         ("since=2026-06-01", lambda hit: hit["created_at"] >= "2026-06-01"),
+        ("until=2026-06-01", lambda hit: hit["created_at"] < "2026-06-02"),
+        ("since=2026-03-09&until=2026-03-09", lambda hit: hit["created_at"].startswith("2026-03-09")),
     ],
 )
 def test_filters_narrow(served: Served, parameters: str, holds: Callable[[dict], bool]):
@@ -57,6 +61,9 @@ def test_filters_narrow(served: Served, parameters: str, holds: Callable[[dict],
         ("q=x&colour=red", 422, "colour: there is no such parameter"),
         ("q=x&repo=noslash", 422, "repo: write owner/name"),
         ("q=x&type=discussion", 422, "type: "),
+        ("q=x&author=%3Cscript%3E", 422, "author: "),
+        ("q=x&label=", 422, "label: is empty"),
+        ("q=x&repo=nobody/nothing", 404, "nobody/nothing"),
         ("q=x&since=yesterday", 422, "since: write a day as in 2026-03-01"),
         ("q=x&since=1700000000", 422, "since: write a day"),
         ("q=x&since=9999-99-99", 422, "since: write a day"),
@@ -138,6 +145,15 @@ def test_an_item_tells_its_text_and_where_its_digest_came_from(served: Served):
     assert item["provenance"]["summary_model"] == "embedded-extractive-v1"
     assert served.get("/v1/items/brasslantern/ferrygate/999999").status_code == 404
     assert served.get("/v1/items/brasslantern/ferrygate/0").status_code == 422
+
+
+def test_similar_items_leave_the_item_itself_out(served: Served):
+    answer = served.get("/v1/items/brasslantern/ferrygate/412/similar?limit=5").json()
+    assert len(answer["hits"]) == 5
+    assert FOUND_FIRST not in [hit["url"] for hit in answer["hits"]]
+    assert answer["hits"][0]["scores"]["vector"] >= answer["hits"][-1]["scores"]["vector"]
+    assert served.get("/v1/items/brasslantern/ferrygate/999999/similar").status_code == 404
+    assert served.get("/v1/items/brasslantern/ferrygate/412/similar?limit=0").status_code == 422
 
 
 def test_status_is_that_of_the_command(served: Served):

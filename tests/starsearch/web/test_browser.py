@@ -18,7 +18,16 @@ from tests.starsearch.web.strangers import VECTORS
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-PAGES = ("/", "/?q=sockets+leak&state=closed", "/?q=x&repo=a/b", "/items/brasslantern/ferrygate/412", "/status", "/sign-in", "/nowhere")
+PAGES = (
+    "/",
+    "/?q=sockets+leak&state=closed",
+    "/?q=x&repo=a/b",
+    "/items/brasslantern/ferrygate/412",
+    "/items/brasslantern/ferrygate/412/similar",
+    "/status",
+    "/sign-in",
+    "/nowhere",
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,8 @@ def test_a_person_finds_narrows_shares_opens_and_reads(browser: Browser, served:
         expect(page.get_by_role("link", name="Open on GitHub")).to_have_attribute(
             "href", "https://github.com/brasslantern/ferrygate/issues/412"
         )
+        page.get_by_role("link", name="Similar items").click()
+        expect(page.locator(".hit")).to_have_count(10)
         page.get_by_role("link", name="Status").click()
         expect(page.locator(".verdict")).to_contain_text("Complete")
         page.get_by_text("Numbers").first.click()

@@ -16,6 +16,7 @@ Connect = Callable[[Served], object]
 CALLS = {
     "search": {"query": "sockets leak", "limit": 3, "type": "issue"},
     "get_item": {"address": "https://github.com/brasslantern/ferrygate/issues/412"},
+    "similar": {"address": "brasslantern/ferrygate#419"},  # its fix
 }
 
 
