@@ -107,8 +107,10 @@ async def _storm(client: httpx2.AsyncClient, questions: Sequence[str], process: 
     asked = (client.get("/v1/search", params={"q": questions[n % len(questions)]}) for n in range(AT_ONCE))
     answers = await asyncio.gather(*asked, return_exceptions=True)
     found = sum(isinstance(answer, httpx2.Response) and answer.status_code == 200 for answer in answers)
-    lost = sum(not isinstance(answer, httpx2.Response) or answer.status_code not in {200, 429, 503} for answer in answers)
-    return found, lost, (process.memory_info().rss - before) / 2**20
+    lost = [answer for answer in answers if not isinstance(answer, httpx2.Response) or answer.status_code not in {200, 429, 503}]
+    for answer in lost:
+        print(f"lost: {answer!r}")
+    return found, len(lost), (process.memory_info().rss - before) / 2**20
 
 
 async def _questions(pool: object) -> list[str]:

@@ -10,6 +10,7 @@ from starsearch.web.guard import Access, is_loopback
 from starsearch.web.site import open_site
 
 LONGEST_ADDRESS = 256 * 1024  # read, so that a question that is too long gets a sentence, not a broken connection
+KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of most balancers: whoever closes first loses the request that is just coming
 GRACE_SECONDS = 20  # for answers under way when the process is told to stop
 
 
@@ -30,6 +31,7 @@ async def serve(settings: Settings, *, host: str, port: int, access: Access) -> 
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=LONGEST_ADDRESS,
         )
         await uvicorn.Server(config).serve()
