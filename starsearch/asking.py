@@ -4,9 +4,11 @@ Where summaries are extractive there is no model that could answer: then the nea
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import numpy as np
+from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from starsearch import extractive
 from starsearch.errors import StarsearchError
@@ -16,6 +18,7 @@ from starsearch.inference.client import Engine, counting
 from starsearch.inference.embed import embed
 from starsearch.models import Answer, Counts, Filters, Hit
 from starsearch.serving import sent_dimensions
+from starsearch.store.database import Pool
 from starsearch.store.ledger import Call, intend, settle
 from starsearch.store.nearest import NO_FILTERS
 from starsearch.store.runs import finish_run, start_run
@@ -47,21 +50,33 @@ async def ask(finder: Finder, llm: Engine, question: str, *, filters: Filters = 
 
 
 async def _answer(finder: Finder, llm: Engine, question: str, hits: Sequence[Hit]) -> tuple[str, list[int]] | None:
-    run_id = await start_run(finder.pool, "ask")
     call = Call("answer", llm.model, [])
-    await intend(finder.pool, run_id, 0, [call])
-    try:
-        with counting() as call.spent:
-            text = await answer(llm, question, hits)
-        call.outcome = "ok"
-    except StarsearchError as error:
-        call.outcome = getattr(error, "reason", "no answer")
-        raise
-    finally:
-        async with finder.pool.connection() as connection:
-            await settle(connection, [call])
-        await finish_run(finder.pool, run_id, Counts(llm_requests=call.spent.requests, seconds=call.spent.seconds))
+    async with _accounted(finder.pool, call):
+        try:
+            with counting() as call.spent:
+                text = await answer(llm, question, hits)
+            call.outcome = "ok"
+        except StarsearchError as error:
+            call.outcome = getattr(error, "reason", "no answer")
+            raise
     return checked(text, hits)
+
+
+@asynccontextmanager
+async def _accounted(pool: Pool, call: Call) -> AsyncIterator[None]:
+    """In the ledger, but for a role that only reads: the web process counts its answers in its metrics."""
+    try:
+        run_id = await start_run(pool, "ask")
+    except (InsufficientPrivilege, ReadOnlySqlTransaction):
+        yield
+        return
+    await intend(pool, run_id, 0, [call])
+    try:
+        yield
+    finally:
+        async with pool.connection() as connection:
+            await settle(connection, [call])
+        await finish_run(pool, run_id, Counts(llm_requests=call.spent.requests, seconds=call.spent.seconds))
 
 
 async def _quote(finder: Finder, question: str, hits: Sequence[Hit]) -> tuple[str, list[int]]:

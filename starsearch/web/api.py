@@ -1,14 +1,32 @@
 """/v1: search, items, status and feedback for programs. The OpenAPI document is made from these functions."""
 
+import asyncio
+import re
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request
+from starlette.responses import Response, StreamingResponse
 
 from starsearch.explain import explain
+from starsearch.models import Answer
 from starsearch.store.reading import read_item
 from starsearch.store.web import store_feedback
-from starsearch.web.problems import Problem, Refused
-from starsearch.web.shapes import Feedback, HitShape, ItemShape, LikeQuery, Repository, SearchAnswer, SearchQuery, StatusShape
+from starsearch.web.problems import Problem, Refused, refusal
+from starsearch.web.shapes import (
+    AnswerShape,
+    AskQuery,
+    Citation,
+    Feedback,
+    HitShape,
+    ItemShape,
+    LikeQuery,
+    Repository,
+    SearchAnswer,
+    SearchQuery,
+    StatusShape,
+)
 from starsearch.web.site import Site
 
 
@@ -32,6 +50,10 @@ def site_of(request: Request) -> Site:
     return site
 
 
+BEAT_SECONDS = 10.0  # so that no proxy takes a model that thinks for a dead connection
+EVENTS_TOLD = """`asked` at once; `text` with the answer's pieces, once it is written and its citations are checked; `answer` with all of
+it (question, answer, kind, citations, index_version, hits); or `problem` in its place (status, title, detail)."""
+_PIECE = re.compile(r"\S+\s*|\s+")
 TheSite = Annotated[Site, Depends(site_of)]
 Name = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -44,6 +66,48 @@ async def search(asked: Annotated[SearchQuery, Query()], site: TheSite) -> Searc
     found = await site.searching.find(asked)
     hits = [HitShape.model_validate(hit) for hit in found.hits]
     return SearchAnswer(query=asked.q, mode=asked.mode, index_version=found.index_version, hits=hits, next_cursor=found.next_cursor)
+
+
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": EVENTS_TOLD, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/ask", response_class=StreamingResponse, responses=EVENTS | _problems())
+async def ask(asked: Annotated[AskQuery, Query()], site: TheSite) -> Response:
+    """A question to an answer with citations, as server-sent events."""
+    return StreamingResponse(_events(site, asked), media_type="text/event-stream")
+
+
+async def _events(site: Site, asked: AskQuery) -> AsyncIterator[bytes]:
+    yield _event("asked", {"question": asked.q})
+    answering = asyncio.create_task(site.searching.ask(asked.q, asked))
+    try:
+        while not (await asyncio.wait({answering}, timeout=BEAT_SECONDS))[0]:
+            yield b": still at it\n\n"
+        answer = answering.result()
+        for piece in _PIECE.findall(answer.text or ""):
+            yield _event("text", {"text": piece})
+        yield _event("answer", answer_shape(answer).model_dump(mode="json"))
+    except Exception as error:
+        yield _event("problem", refusal(error).problem.model_dump())
+    finally:
+        answering.cancel()  # whoever asked has gone
+
+
+def answer_shape(answer: Answer) -> AnswerShape:
+    return AnswerShape(
+        question=answer.question,
+        answer=answer.text,
+        kind=answer.kind,
+        citations=[Citation(number=n, url=hit.url, repo=hit.repo, title=hit.title) for n, hit in answer.citations.items()],
+        index_version=answer.index_version,
+        hits=[HitShape.model_validate(hit) for hit in answer.hits],
+    )
+
+
+def _event(name: str, value: dict[str, Any]) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + orjson.dumps(value) + b"\n\n"
 
 
 @router.get("/items/{owner}/{name}/{number}/similar", responses=_problems(404))

@@ -9,6 +9,8 @@ from starsearch.store.reading import Hour
 
 SEARCH_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
+ASK_BUCKETS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+
 
 class Metrics:
     def __init__(self) -> None:
@@ -19,6 +21,8 @@ class Metrics:
         self.search_seconds = Histogram(
             "starsearch_search_seconds", "A search, engine included.", ["mode"], buckets=SEARCH_BUCKETS, registry=registry
         )
+        self.ask_seconds = Histogram("starsearch_ask_seconds", "An answer, engines included.", buckets=ASK_BUCKETS, registry=registry)
+        self.answers = Counter("starsearch_answers", "Answers by kind.", ["kind"], registry=registry)
         self._items = Gauge("starsearch_items", "Items by how far they got.", ["stage"], registry=registry)
         self._backlog = Gauge("starsearch_backlog_items", "Known items that are neither searchable nor dead.", registry=registry)
         self._freshness = Gauge(

@@ -1,13 +1,14 @@
 """The pages, rendered here and readable without JavaScript; htmx only saves reloading what stays the same."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import Headers
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import Scope
 
 from starsearch.errors import EngineUnavailable
@@ -18,9 +19,10 @@ from starsearch.web.guard import COOKIE
 from starsearch.web.panels import panels
 from starsearch.web.problems import Refused, problem_json, refusal
 from starsearch.web.searching import Found
-from starsearch.web.shapes import PAGE, Feedback, Narrowed, SearchQuery
+from starsearch.web.shapes import PAGE, AskQuery, Feedback, Narrowed, SearchQuery
 from starsearch.web.site import Site
 
+ANSWER_GOES_HERE = "<!-- the answer -->"
 BODY = 20_000  # characters of an item's text; the rest is read on GitHub
 FILTERS = {
     "repo": "repository",
@@ -126,6 +128,33 @@ async def _find(site: Site, asked: SearchQuery) -> tuple[Found, str | None]:
             raise
         found = await site.searching.find(asked.model_copy(update={"mode": "text"}))
         return found, "The engine that understands questions does not answer right now. These were found by their words only."
+
+
+@router.get("/ask")
+async def ask_page(request: Request, site: TheSite) -> Response:
+    """The page is sent at once up to where the answer goes, and the rest when it is written: it streams without a script."""
+    given = {name: value for name, value in request.query_params.items() if value}
+    if not given:
+        return page("ask.html", given=given, asking=False)
+    asked = AskQuery.model_validate(given)
+    before, after = environment.get_template("ask.html").render(given=given, asking=True).split(ANSWER_GOES_HERE)
+
+    async def parts() -> AsyncIterator[str]:
+        yield before
+        yield await _answer(site, asked, _address(request.scope))
+        yield after
+
+    return StreamingResponse(parts(), media_type="text/html; charset=utf-8")
+
+
+async def _answer(site: Site, asked: AskQuery, back: str) -> str:
+    template = environment.get_template("answer.html")
+    try:
+        answer = await site.searching.ask(asked.q, asked)
+        text, hits = shown.cited(answer.text or "", answer.citations), shown.shown_hits(answer.hits, asked.q)
+        return template.render(problem=None, answer=answer, text=text, hits=hits, given={"q": asked.q}, back=back)
+    except Exception as error:  # the page has begun: what went wrong goes where the answer would
+        return template.render(problem=refusal(error).problem)
 
 
 @router.get("/items/{owner}/{name}/{number}")

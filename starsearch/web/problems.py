@@ -69,8 +69,6 @@ def refusal(error: Exception) -> Refused:
             return Refused(422 if isinstance(error, QueryUnusable) else 404, str(error))
         case HTTPException():
             return Refused(error.status_code, str(error.detail), error.headers)
-        case NotStored() | QueryUnusable():
-            return Refused(404 if isinstance(error, NotStored) else 422, str(error))
     for kinds, sentence in LATER:
         if isinstance(error, kinds):
             log.warning("%s: %s", type(error).__name__, error)

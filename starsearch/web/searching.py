@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from starsearch.asking import ask
+from starsearch.engines import open_llm
 from starsearch.errors import PreconditionMissing
 from starsearch.finder import Finder
-from starsearch.models import Hit
+from starsearch.inference.client import Engine
+from starsearch.models import Answer, Hit
 from starsearch.settings import Settings
 from starsearch.store.database import Pool
 from starsearch.store.reading import hits_of_items
@@ -23,6 +26,7 @@ from starsearch.web.problems import Refused
 from starsearch.web.shapes import MOST, Narrowed, SearchQuery
 
 AT_ONCE = 8  # searches in PostgreSQL and the engine at the same time
+ASKING = 4  # answers being written
 QUEUE = 400  # searches that wait; the next one is told to come back
 WAIT_SECONDS = 20.0
 
@@ -74,7 +78,10 @@ class Searching:
         self._engines = engines
         self._finder: Finder | None = None
         self._metrics = metrics
+        self._llm: Engine | None = None
+        self._opening = asyncio.Lock()
         self.turnstile = Turnstile()
+        self.asking = Turnstile(at_once=ASKING)
         self._cursor_key: bytes | None = None
 
     async def find(self, asked: SearchQuery) -> Found:
@@ -86,6 +93,20 @@ class Searching:
                 hits, version = await self._rank(asked)
         places = [cursors.Ranked(hit.id, hit.score, hit.scores["vector"], hit.scores["text"]) for hit in hits[asked.limit :]]
         return Found(hits[: asked.limit], version, await self._cursor(asked, version, places))
+
+    async def ask(self, question: str, narrowed: Narrowed) -> Answer:
+        """An answer with citations. Raises Refused, and what asking.ask raises."""
+        async with self.asking.turn():
+            with self._metrics.ask_seconds.time():
+                answer = await ask(await self.finder(), await self._open_llm(), question, filters=narrowed.filters())
+        self._metrics.answers.labels(answer.kind).inc()
+        return answer
+
+    async def _open_llm(self) -> Engine:
+        async with self._opening:
+            if self._llm is None:
+                self._llm = await self._engines.enter_async_context(open_llm(self._settings))
+        return self._llm
 
     async def finder(self) -> Finder:
         """Made when there is something to find; from then on it notices by itself which version serves. Raises PreconditionMissing."""

@@ -1,7 +1,7 @@
 """Strangers' text as a page shows it: escaped, isolated, links to http(s) only, the words of the question marked."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -11,21 +11,22 @@ from urllib.parse import quote, urlencode, urlsplit
 from markupsafe import Markup, escape
 
 from starsearch.models import Hit
+from starsearch.untrusted import INVISIBLE, TERMINAL
 
 GIST = 200  # characters: two lines of a desktop's width
 _WORD = re.compile(r"\w{2,}")
 _SENTENCE = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])\s+|\n+")
 _ENDINGS = re.compile(r"(?:ing|edly|ed|ies|es|s|ly|e|y)$")
+_CITATION = re.compile(r"\[(\d{1,3})\]")
 _FENCE = re.compile(r"^[ \t]*```[^\n`]{0,100}$", re.MULTILINE)
-# terminal sequences, invisible and bidirectional characters: they show nothing, or something else than what is there
-_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0fff]")
 _COMMON = re.compile(
     "the|and|for|with|that|this|from|are|was|were|not|can|has|have|how|why|what|when|does|into|after|before|by|at|or|if|but|its|of|to|in|on|is|it|an?"
 )
 
 
 def shown(text: str) -> str:
-    return _UNSHOWN.sub("", text)
+    """Without terminal sequences, invisible and bidirectional characters: they show nothing, or something else than what is there."""
+    return INVISIBLE.sub("", TERMINAL.sub("", text))
 
 
 def safe_link(url: str | None) -> str | None:
@@ -105,6 +106,18 @@ class ShownHit:
         elif self.hit.scores.get("text"):
             parts.append("words in its text")
         return " · ".join(parts)
+
+
+def cited(text: str, citations: Mapping[int, Hit]) -> Markup:
+    """An answer, each [n] that stands for one of its citations a link to that digest."""
+    parts = []
+    for n, part in enumerate(_CITATION.split(shown(text))):
+        hit = citations.get(int(part)) if n % 2 else None
+        if hit:
+            parts.append(Markup('<a class="cite" href="{}">[{}]</a>').format(item_page(hit.repo, hit.number), part))
+        else:
+            parts.append(escape(f"[{part}]" if n % 2 else part))
+    return Markup("").join(parts)
 
 
 def passages(text: str) -> list[tuple[bool, str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.client
+import json
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -154,6 +155,35 @@ def test_similar_items_leave_the_item_itself_out(served: Served):
     assert answer["hits"][0]["scores"]["vector"] >= answer["hits"][-1]["scores"]["vector"]
     assert served.get("/v1/items/brasslantern/ferrygate/999999/similar").status_code == 404
     assert served.get("/v1/items/brasslantern/ferrygate/412/similar?limit=0").status_code == 422
+
+
+def events_of(text: str) -> list[tuple[str, dict]]:
+    blocks = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [(block.split("\n")[0].removeprefix("event: "), json.loads(block.split("\n")[1].removeprefix("data: "))) for block in blocks]
+
+
+def test_an_answer_streams_with_citations_that_resolve(served: Served):
+    answer = served.get("/v1/ask?q=why+do+sockets+stay+in+CLOSE_WAIT")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    [(first, _), *pieces, (last, whole)] = events_of(answer.text)
+    assert (first, {name for name, _ in pieces}, last) == ("asked", {"text"}, "answer")
+    assert "".join(piece["text"] for _, piece in pieces) == whole["answer"]
+    assert whole["kind"] == "quotes"
+    assert {f"[{each['number']}]" in whole["answer"] for each in whole["citations"]} == {True}
+    assert FOUND_FIRST in {each["url"] for each in whole["citations"]}
+
+
+def test_nothing_close_is_said(served: Served):
+    *_, (name, whole) = events_of(served.get("/v1/ask?q=how+do+I+bake+sourdough+bread+with+rye").text)
+    assert (name, whole["answer"], whole["kind"], whole["citations"]) == ("answer", None, "nothing close", [])
+    assert "Nothing close was found" in served.get("/ask?q=how+do+I+bake+sourdough+bread+with+rye").text
+
+
+def test_a_question_that_cannot_be_asked_gets_a_sentence(served: Served):
+    assert served.get("/v1/ask").status_code == 422
+    assert served.get("/v1/ask?q=x&colour=red").status_code == 422
+    [_, (name, problem)] = events_of(served.get("/v1/ask?q=x&repo=nobody/nothing").text)
+    assert (name, problem["status"], "nobody/nothing" in problem["detail"]) == ("problem", 404, True)
 
 
 def test_status_is_that_of_the_command(served: Served):

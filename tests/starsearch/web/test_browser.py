@@ -82,6 +82,13 @@ def test_a_person_finds_narrows_shares_opens_and_reads(browser: Browser, served:
         )
         page.get_by_role("link", name="Similar items").click()
         expect(page.locator(".hit")).to_have_count(10)
+        page.get_by_role("link", name="Ask").click()
+        page.get_by_label("Your question").fill("why do sockets stay in CLOSE_WAIT?")
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator(".waiting")).to_be_hidden()
+        page.locator(".answer a.cite").first.click()
+        expect(page.get_by_role("heading", level=1)).to_contain_text("CLOSE_WAIT sockets leak")
+        page.go_back()
         page.get_by_role("link", name="Status").click()
         expect(page.locator(".verdict")).to_contain_text("Complete")
         page.get_by_text("Numbers").first.click()
@@ -182,6 +189,9 @@ def test_what_is_asked_is_shown_and_does_nothing(browser: Browser, hostile: Serv
         for vector in VECTORS:
             page.goto(f"{hostile.base}/?q={quote(vector[:1_900])}&mode=text")
             assert page.locator("#q").count() == 1
+            assert page.locator("main script, main img, main iframe").count() == 0
+        for vector in VECTORS[:12]:
+            page.goto(f"{hostile.base}/ask?q={quote(vector)}")
             assert page.locator("main script, main img, main iframe").count() == 0
         assert happened == []
 

@@ -2,8 +2,14 @@
 
 import pytest
 
+from starsearch.models import Hit
 from starsearch.web import cursors, plots
-from starsearch.web.shown import GIST, gist, marked, safe_link, shown, with_parameters, words_of
+from starsearch.web.shown import GIST, cited, gist, marked, safe_link, shown, with_parameters, words_of
+
+
+@pytest.fixture
+def hit() -> Hit:
+    return Hit(1, "https://github.com/a/b/issues/7", "a/b", 7, "issue", "open", None, [], "t", "s", "model", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +44,13 @@ def test_a_gist_begins_where_the_question_is_answered():
 
 
 def test_what_shows_nothing_is_not_shown():
-    assert shown("a\x1b[31mb\u202ec\u200bd\U000e0041e\tf\n") == "a[31mbcde\tf\n"
+    assert shown("a\x1b[31mb\u202ec\u200bd\U000e0041e\tf\n") == "abcde\tf\n"
+
+
+def test_citations_lead_to_digests_and_nothing_else_becomes_a_link(hit):
+    text = cited("<b>Yes</b> [1], [2] and [x] [99999]", {1: hit})
+    link = '<a class="cite" href="/items/a/b/7">[1]</a>'
+    assert str(text) == f"&lt;b&gt;Yes&lt;/b&gt; {link}, [2] and [x] [99999]"
 
 
 def test_only_what_was_chosen_is_in_an_address():

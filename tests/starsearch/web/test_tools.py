@@ -37,7 +37,7 @@ async def over_stdio(served: Served) -> AsyncIterator[Client]:
 async def test_every_tool_is_listed_and_answers(served: Served, connect: Connect):
     async with connect(served) as client:  # type: ignore[attr-defined]
         tools = (await client.list_tools()).tools
-        assert {tool.name for tool in tools} == set(CALLS)
+        assert {tool.name for tool in tools} == {*CALLS, "ask"}
         assert all(tool.annotations and tool.annotations.read_only_hint and tool.description for tool in tools)
         for name, arguments in CALLS.items():
             answer = await client.call_tool(name, arguments)
@@ -48,6 +48,10 @@ async def test_every_tool_is_listed_and_answers(served: Served, connect: Connect
             assert told["items"][0]["untrusted"]["title"].startswith("CLOSE_WAIT")
             # nothing of a stranger's stands outside `untrusted`
             assert not {"title", "summary", "body", "author", "labels"} & set(told["items"][0])
+        answer = (await client.call_tool("ask", {"question": "why do sockets stay in CLOSE_WAIT?"})).structured_content
+        assert (answer["notice"], answer["kind"]) == (NOTICE, "quotes")
+        assert all(f"[{number}]" in answer["untrusted_answer"] for number in answer["citations"])
+        assert "https://github.com/brasslantern/ferrygate/issues/412" in {told["url"] for told in answer["citations"].values()}
 
 
 @pytest.mark.parametrize(
