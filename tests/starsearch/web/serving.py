@@ -42,29 +42,47 @@ def run_command(environment: dict[str, str], *arguments: str) -> str:
 @contextmanager
 def serving(home: Path, dsn: str, *arguments: str, **settings: str) -> Iterator[Served]:
     """`starsearch serve` on a free port, until the block ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     environment = environment_of(home, dsn, **settings)
     command = [sys.executable, "-m", "starsearch.cli", "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     served = Served(f"http://127.0.0.1:{port}", dsn, process, environment)
     try:
-        _wait(served)
+        _wait(f"{served.base}/healthz", process)
         yield served
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
 
-def _wait(served: Served) -> None:
+@contextmanager
+def engine(home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The embedded engine on a port: its base URL, and the process."""
+    port = _free_port()
+    command = [sys.executable, "-m", "starsearch.cli", "engine", "--port", str(port)]
+    process = subprocess.Popen(command, env=os.environ | {"STARSEARCH_HOME": str(home)}, stderr=subprocess.PIPE)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}/v1", process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if served.process.poll() is not None:
-            raise AssertionError(served.process.stderr.read().decode() if served.process.stderr else "ended")
+        if process.poll() is not None:
+            raise AssertionError(process.stderr.read().decode() if process.stderr else "ended")
         try:
-            if served.get("/healthz").status_code == 200:
+            if httpx2.get(address, timeout=30).status_code == 200:
                 return
         except httpx2.TransportError:
             time.sleep(0.1)
-    raise AssertionError("the server did not start within a minute")
+    raise AssertionError(f"{address} did not answer within a minute")

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from starsearch.evaluate import read_questions
-from tests.starsearch.web.serving import Served, run_command
+from tests.starsearch.web.serving import Served, engine, environment_of, run_command, serving
 
 SEARCH = "/v1/search?q=sockets+leak"
 FOUND_FIRST = "https://github.com/brasslantern/ferrygate/issues/412"
@@ -308,3 +308,23 @@ def test_a_database_that_goes_away_is_said_and_comes_back(served: Served):
     assert (page.status_code, "the database does not answer right now" in page.text) == (503, True)
     assert ready.status_code == 503
     assert served.get(SEARCH).status_code == 200
+
+
+def test_an_engine_that_goes_away_leaves_the_search_by_words(
+    home: Path, template: str, copy_of: Callable[[str], str], row: Callable[..., dict], jsonl: Callable[..., Path]
+):
+    dsn = copy_of(template)
+    with engine(home) as (address, process):
+        settings = {"STARSEARCH_EMBEDDING_BASE_URL": address, "STARSEARCH_EMBEDDING_MODEL": "minilm-l6-v2"}
+        run_command(environment_of(home, dsn, **settings), "ingest", str(jsonl(row(1), row(2))))
+        with serving(home, dsn, **settings) as served:
+            assert len(served.get("/v1/search?q=doubled+totals").json()["hits"]) == 2
+            process.kill()
+            process.wait()
+            answer = served.get("/v1/search?q=doubled+totals")
+            assert (answer.status_code, "mode=text" in answer.json()["detail"]) == (503, True)
+            assert len(served.get("/v1/search?q=report&mode=text").json()["hits"]) == 2
+            page = served.get("/?q=report", headers={"Accept": "text/html"})
+            assert (page.status_code, "found by their words only" in page.text, page.text.count('class="hit"')) == (200, True, 2)
+            [_, (name, problem)] = events_of(served.get("/v1/ask?q=why+are+totals+doubled").text)
+            assert (name, problem["status"]) == ("problem", 503)
