@@ -53,6 +53,11 @@ def site_of(request: Request) -> Site:
 BEAT_SECONDS = 10.0  # so that no proxy takes a model that thinks for a dead connection
 EVENTS_TOLD = """`asked` at once; `text` with the answer's pieces, once it is written and its citations are checked; `answer` with all of
 it (question, answer, kind, citations, index_version, hits); or `problem` in its place (status, title, detail)."""
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"enum": ["asked", "text", "answer", "problem"]}, "data": {"type": "string", "description": "JSON."}},
+    "required": ["event", "data"],
+}
 _PIECE = re.compile(r"\S+\s*|\s+")
 TheSite = Annotated[Site, Depends(site_of)]
 Name = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -68,9 +73,7 @@ async def search(asked: Annotated[SearchQuery, Query()], site: TheSite) -> Searc
     return SearchAnswer(query=asked.q, mode=asked.mode, index_version=found.index_version, hits=hits, next_cursor=found.next_cursor)
 
 
-EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": EVENTS_TOLD, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"description": EVENTS_TOLD, "content": {"text/event-stream": {"schema": EVENT}}}}
 
 
 @router.get("/ask", response_class=StreamingResponse, responses=EVENTS | _problems())

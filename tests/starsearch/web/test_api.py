@@ -4,6 +4,7 @@ import asyncio
 import base64
 import http.client
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -191,6 +192,16 @@ def test_status_is_that_of_the_command(served: Served):
     assert status["known"] == status["embedded"] > 60
     assert status["complete"] is True
     assert status["gaps"] == []
+
+
+def test_the_report_is_one_file_that_fetches_nothing(served: Served, tmp_path: Path):
+    file = tmp_path / "report.html"
+    run_command(served.environment, "report", str(file))
+    text = file.read_text("utf-8")
+    for title in ("Completeness", "Freshness", "Items an hour", "Tokens an hour", "Cost", "An API or engines of our own"):
+        assert f">{title}</h2>" in text
+    assert text.count("<svg") >= 4
+    assert not re.search(r"<script|<link|<img|\bsrc=|\bhref=|url\(|@import", text)
 
 
 def test_metrics_hold_what_the_alerts_need(served: Served):
