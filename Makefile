@@ -1,4 +1,5 @@
-# Everything runs from .venv, which `make` builds itself from requirements.lock; only Python >= 3.11 and make are needed.
+# Everything runs from .venv, which `make` builds itself from requirements.lock (to work on it: requirements-dev.lock); only
+# Python >= 3.11 and make are needed.
 PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := .venv/bin
@@ -10,19 +11,19 @@ TARGETS := flows tasks starsearch tests benchmarks deployments
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
 	@$(RUN)/python -m flows.demo
 
-test: .venv/ready         ## set up, run the tests
+test: .venv/dev           ## set up, run the tests
 	$(RUN)/pytest
 
-lint: .venv/ready         ## formatting, lint, types, who imports whom
+lint: .venv/dev           ## formatting, lint, types, who imports whom
 	$(RUN)/ruff format --check $(TARGETS)
 	$(RUN)/ruff check $(TARGETS)
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-cache
 
-bench: .venv/ready        ## every benchmark beside its target: build/bench.json; BENCH=prefix for some
+bench: .venv/dev          ## every benchmark beside its target: build/bench.json; BENCH=prefix for some
 	@$(RUN)/python -m benchmarks $(BENCH)
 
-test-vllm: .venv/ready    ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
+test-vllm: .venv/dev      ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
 	$(RUN)/pytest -m vllm -s
 
 deploy: .venv/ready       ## register every deployment of prefect.yaml on the server at PREFECT_API_URL
@@ -30,9 +31,11 @@ deploy: .venv/ready       ## register every deployment of prefect.yaml on the se
 	@$(RUN)/python deployments/set_up.py
 	@DO_NOT_TRACK=1 $(RUN)/prefect --no-prompt deploy --all
 
-lock: $(UV)               ## resolve pyproject.toml again into requirements.lock
-	$(UV) pip compile -q --upgrade --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
-	  --custom-compile-command "make lock" --group dev pyproject.toml -o requirements.lock
+COMPILE := pip compile -q --universal --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 --custom-compile-command "make lock"
+lock: $(UV)               ## resolve pyproject.toml again into both lock files; LOCK= keeps what still fits
+	$(UV) $(COMPILE) $(LOCK) --group dev pyproject.toml -o requirements-dev.lock
+	$(UV) $(COMPILE) -c requirements-dev.lock --group build pyproject.toml -o requirements.lock
+LOCK ?= --upgrade
 
 clean:
 	rm -rf .venv .uv build
@@ -41,9 +44,19 @@ $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "StarSearch needs Python 3.11 or newer; choose one with: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .uv && .uv/bin/python -m pip -q --disable-pip-version-check install uv==0.13.9
 
-.venv/ready: requirements.lock pyproject.toml $(UV)
-	@echo "setting up .venv (about 1 GB, once)"
+define install
 	@test -x $(RUN)/python || $(UV) venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
-	@VIRTUAL_ENV=.venv $(UV) pip sync -q --compile-bytecode --require-hashes requirements.lock
+	@VIRTUAL_ENV=.venv $(UV) pip sync -q --compile-bytecode --require-hashes $(1)
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation --editable .
-	@touch $@
+endef
+
+# What was set up to work on it will do to run it.
+.venv/ready: requirements.lock requirements-dev.lock pyproject.toml $(UV)
+	@echo "setting up .venv (about 730 MB, once)"
+	$(call install,$(if $(wildcard .venv/dev),requirements-dev.lock,requirements.lock))
+	@touch $@ $(wildcard .venv/dev)
+
+.venv/dev: requirements-dev.lock pyproject.toml $(UV)
+	@echo "setting up .venv with what the tests need (about 1.1 GB, once)"
+	$(call install,requirements-dev.lock)
+	@touch $@ .venv/ready

@@ -4,7 +4,10 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 PACKAGES = ("flows", "tasks", "starsearch")
 
 
@@ -22,8 +25,9 @@ def test_functions_are_short():
     assert sum(length < 50 for length in lengths.values()) / len(lengths) >= 0.95
 
 
-def test_lock_file_pins_every_package_by_hash_and_names_no_host():
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_file_pins_every_package_by_hash_and_names_no_host(name):
+    text = (ROOT / name).read_text()
     packages = re.findall(r"^[a-z0-9][\w.-]*==", text, re.MULTILINE)
     assert len(packages) > 100
     assert len(re.findall(r"^[a-z0-9][^\n]*\\\n    --hash=sha256:", text, re.MULTILINE)) == len(packages)
@@ -41,3 +45,9 @@ def test_every_step_of_the_architecture_page_exists():
             assert list((ROOT / "starsearch").rglob(Path(name).name)), name
         else:
             assert re.search(rf"(def|class) {name.rsplit('.', 1)[1]}\b", sources), name
+
+
+def test_what_runs_is_what_was_tested():
+    """Every version of the run-time lock stands in the other one."""
+    run, tested = (set(re.findall(r"^[a-z0-9][\w.-]*==\S+", (ROOT / name).read_text(), re.MULTILINE)) for name in LOCKS)
+    assert run < tested
