@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from starsearch.commands import without_commands
+from starsearch.imperatives import without_commands
 from starsearch.untrusted import visible, without_links
 
 FAMILY = "embedded-extractive-"

@@ -1,6 +1,6 @@
 """Strangers' text on its way to a model and back: what a reader cannot see is removed, what closes a fence is defused, links are found.
 
-Used by the prompt, the gate, the extractive summarizer and `ask`; commands.py finds sentences that speak to a model. Pure. Every
+Used by the prompt, the gate, the extractive summarizer and `ask`; imperatives.py finds sentences that speak to a model. Pure. Every
 function takes time linear in the text: no repetition is unbounded where another could begin inside it.
 """
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from starsearch.commands import is_command, without_commands
+from starsearch.imperatives import is_command, without_commands
 from starsearch.inference.gate import check, tidy
 from starsearch.inference.prompts import instructions
 from starsearch.untrusted import defuse, fence, foreign_links, links, visible, without_links

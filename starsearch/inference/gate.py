@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from starsearch.commands import without_commands
+from starsearch.imperatives import without_commands
 from starsearch.inference.grounding import Source, unfounded
 from starsearch.models import State
 from starsearch.untrusted import INVISIBLE, LOCAL, TERMINAL, links

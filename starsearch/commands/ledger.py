@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from starsearch.commands.options import Json
 from starsearch.errors import PreconditionMissing, StarsearchError
 from starsearch.settings import Settings, read_settings
 
@@ -31,7 +32,6 @@ class Stage(StrEnum):
     embed = "embed"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 OfStage = Annotated[Stage | None, typer.Option("--stage", help="fetch (its text never came), summarize or embed.")]
 WithError = Annotated[str | None, typer.Option("--error", help="A part of the reason or detail, such as 'HTTP 500' or cut-off.")]
 

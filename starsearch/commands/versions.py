@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from starsearch.commands.options import Json
 from starsearch.models import GATE_MARGIN
 from starsearch.settings import Settings, read_settings
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 versions = typer.Typer(help="Index versions: which one serves, and which are kept beside it.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Questions = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="JSON Lines: question, url, also_ok. Default: titles of stored items."),

@@ -1,0 +1,1 @@
+"""The commands of `starsearch`, grouped by what a person wants. Imports stand in the functions, so that each starts in a second."""

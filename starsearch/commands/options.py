@@ -1,0 +1,39 @@
+"""What several commands share: options, and how they read names and days, speak on stderr, and run."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Repo = Annotated[list[str] | None, typer.Option(help="owner/name; repeatable: any of them.")]
+Since = Annotated[str | None, typer.Option(help="Created on this day (UTC) or later: 2026-03-01, or days back: 7d.")]
+Until = Annotated[str | None, typer.Option(help="Created up to this day (its end).")]
+NoDigest = Annotated[bool, typer.Option("--no-digest", help="Store items only; digest them later.")]
+
+
+def repository_names(names: list[str] | None) -> list[str]:
+    from starsearch.models import is_repository_name
+
+    for name in names or ():
+        if not is_repository_name(name):
+            raise typer.BadParameter(f"{name!r} is not owner/name", param_hint="--repo")
+    return list(dict.fromkeys(names or ()))
+
+
+def moment(text: str | None, *, end: bool = False) -> datetime | None:
+    from starsearch.backfill import parse_moment
+
+    try:
+        return parse_moment(text, now=datetime.now(UTC), end=end) if text else None
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text}: write a day (2026-03-01) or days back (7d)", param_hint="--until" if end else "--since"
+        ) from None
+
+
+def say(line: str) -> None:
+    """On stderr, above the progress bars where there are some."""
+    from starsearch.terminal import err, safe
+
+    err.print(safe(line), markup=False)
