@@ -12,7 +12,7 @@ demo: .venv/ready         ## set up, run the main job once, answer a question fr
 	@$(RUN)/python -m flows.demo
 
 test: .venv/dev           ## set up, run the tests
-	$(RUN)/pytest
+	$(RUN)/pytest -n 3 --dist loadfile # tests wait more than they compute: three on two cores
 
 lint: .venv/dev           ## formatting, lint, types, who imports whom
 	$(RUN)/ruff format --check $(TARGETS)

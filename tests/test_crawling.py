@@ -14,7 +14,7 @@ from starsearch.audit import read_status
 from starsearch.crawling import CrawlOptions, crawl
 from starsearch.cycle import Cycle
 from starsearch.engines import Engines
-from starsearch.errors import RateLimited, SourceUnavailable
+from starsearch.errors import NotStored, RateLimited, SourceUnavailable
 from starsearch.github.client import open_github
 from starsearch.github.credentials import AppInstallation, Credential
 from starsearch.github.rest import open_source
@@ -513,8 +513,11 @@ async def asked_to_digest(store):
 
 async def numbers_found(store, repo="quillcap/marlframe"):
     version = await ensure_version(store.pool, VERSION)
-    hits = await search(store.pool, version, "totals doubled column", None, mode="text", filters=Filters(repo), limit=100)
-    return {hit.number for hit in hits}
+    try:
+        found = await search(store.pool, version, "totals doubled column", None, mode="text", filters=Filters((repo,)), limit=100)
+    except NotStored:
+        return set()
+    return {hit.number for hit in found.hits}
 
 
 # several crawls at the same time

@@ -256,7 +256,7 @@ async def test_batches_of_the_serving_version_wait_for_a_swap_and_nothing_else_d
         await store_items(store, items(6, 8))
         digesting = asyncio.create_task(digest_live(settings, store))
         async with open_finder(settings) as finder:
-            assert (await finder.find("loader case 1 fails", limit=1))[0].number == 1
+            assert (await finder.find("loader case 1 fails", limit=1)).hits[0].number == 1
         while await rows(store, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == [(0,)]:
             assert not digesting.done(), "a batch was finished while it should have waited"
             await asyncio.sleep(0.02)

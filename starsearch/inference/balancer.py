@@ -17,6 +17,7 @@ CUT = 0.7
 SMOOTHING = 0.1
 QUEUE_KEPT = 16  # waiting requests that keep an engine busy between two answers; more only wait
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
+MOST_DOUBLINGS = 4  # 0.5 to 8 seconds; an engine that is away for a day fails thousands of times
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,6 @@ class Balancer:
             return
         endpoint.failed_at = self.clock()
         endpoint.failures += 1
-        seconds = min(FIRST_PAUSE_SECONDS * 2 ** (endpoint.failures - 1), LONGEST_PAUSE_SECONDS)
+        seconds = min(FIRST_PAUSE_SECONDS * 2 ** min(endpoint.failures - 1, MOST_DOUBLINGS), LONGEST_PAUSE_SECONDS)
         seconds = ordered or seconds * random.uniform(0.75, 1.0)
         endpoint.paused_until = max(endpoint.paused_until, endpoint.failed_at + seconds)
