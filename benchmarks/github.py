@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.github_crawl import YARDSTICK
 from benchmarks.measure import Figure
 from starsearch.embedded import postgres
 from starsearch.models import RepositoryFacts
@@ -53,7 +54,11 @@ class Crawled:
 
     @property
     def points(self) -> int:
-        return int(self.seen["all_points"])
+        return int(self.seen["all_points"] - self.seen["points"].get(YARDSTICK, 0))
+
+    @property
+    def requests(self) -> int:
+        return int(self.seen["all_requests"] - self.seen["requests"].get(YARDSTICK, 0))
 
 
 @dataclass
@@ -107,12 +112,11 @@ async def _hour() -> list[Figure]:
         again = await scene.crawl(begun)
         wide = await scene.hour(UPDATES, batch=100)
         comments = await scene.hour(UPDATES, comments=5)
-    requests = plain.seen["all_requests"]
     return [
         Figure("github.hour.points", plain.points, "points", "<=", 1_050),
         Figure("github.hour.points_with_comments", comments.points, "points", "<=", 1_130),
-        Figure("github.hour.requests_per_repository", round(requests / REPOSITORIES, 5), "requests", "<=", 0.024),
-        Figure("github.hour.requests_per_repository_at_100", round(wide.seen["all_requests"] / REPOSITORIES, 5), "requests", "<=", 0.0135),
+        Figure("github.hour.requests_per_repository", round(plain.requests / REPOSITORIES, 5), "requests", "<=", 0.024),
+        Figure("github.hour.requests_per_repository_at_100", round(wide.requests / REPOSITORIES, 5), "requests", "<=", 0.0135),
         Figure("github.hour.sweep_requests", plain.seen["requests"]["Sweep"], "requests", "==", _sweeps(plain, 50)),
         *_losses("github.hour", [plain, again, wide, comments]),
         Figure("github.hour.again_fetched", again.seen["requests"].get("Fetch", 0) - plain.seen["requests"]["Fetch"], "requests", "==", 0),

@@ -15,6 +15,7 @@ from starsearch.storage import open_store
 from tests.standin.control import peak_memory_mb
 
 BARE_REQUESTS = 200
+YARDSTICK = "Yardstick"  # the operation that they ask for, so that nobody takes them for the crawl's
 
 
 async def main() -> None:
@@ -30,7 +31,7 @@ async def main() -> None:
 
 async def bare_request_ms(url: str, token: str) -> float:
     """CPU milliseconds of a small query by the same HTTP library, without anything of ours around it."""
-    body = json.dumps({"query": query_text("ping")}).encode()
+    body = json.dumps({"query": query_text("ping").replace("Ping", YARDSTICK)}).encode()
     async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as http:
         await http.post(url, content=body)
         cpu = time.process_time()
