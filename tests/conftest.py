@@ -19,6 +19,8 @@ from starsearch.settings import Settings
 from starsearch.storage import Store
 from starsearch.store.database import connect, open_database
 from starsearch.store.migrate import migrate
+from tests.standin.server import StandIn
+from tests.standin.world import World
 
 TEMPLATE = "starsearch_template"
 SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -143,3 +145,21 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def no_naps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two tries of a question to GitHub."""
+    monkeypatch.setattr("starsearch.github.client.NAPS_SECONDS", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def world() -> World:
+    """What the stand-in GitHub holds: nothing yet."""
+    return World()
+
+
+@pytest.fixture
+def standin(world: World) -> Iterator[StandIn]:
+    with StandIn(world) as running:
+        yield running

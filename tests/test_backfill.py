@@ -13,27 +13,12 @@ from starsearch.pipeline import recorded_run
 from starsearch.store.versions import ensure_version
 from tests.crawls import Crawled, crawl_now, follow, opened, rows
 from tests.standin.oracle import stored_items
-from tests.standin.server import StandIn
-from tests.standin.world import World
 
 NAME = "quillcap/marlframe"
 OPTIONS = CrawlOptions()
 
 
-@pytest.fixture(autouse=True)
-def no_naps(monkeypatch):
-    monkeypatch.setattr("starsearch.github.client.NAPS_SECONDS", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def standin(world):
-    with StandIn(world) as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("no_naps")
 
 
 def day(number: int) -> datetime:

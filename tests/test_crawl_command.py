@@ -16,22 +16,9 @@ import pytest
 
 from tests.crawls import LONG_AGO, key_pair, rows
 from tests.standin.oracle import Comparison, compare, marks_ahead
-from tests.standin.server import StandIn
-from tests.standin.world import World
 
 COMMAND = [sys.executable, "-m", "starsearch.cli"]
 KILLS = 3
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def standin(world):
-    with StandIn(world) as running:
-        yield running
 
 
 @pytest.fixture

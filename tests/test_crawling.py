@@ -28,26 +28,12 @@ from starsearch.store.versions import ensure_version
 from tests.crawls import LONG_AGO, crawl_now, follow, key_pair, rows
 from tests.standin.oracle import Comparison, compare, marks_ahead, stored_items
 from tests.standin.server import StandIn
-from tests.standin.world import World
 from tests.stub_engine import StubEngine
 
 VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
 
 
-@pytest.fixture(autouse=True)
-def no_naps(monkeypatch):
-    monkeypatch.setattr("starsearch.github.client.NAPS_SECONDS", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def standin(world):
-    with StandIn(world) as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("no_naps")
 
 
 async def compared(store, world, **how):

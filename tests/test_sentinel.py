@@ -8,26 +8,11 @@ from starsearch.pipeline import recorded_run
 from starsearch.sentinel import check_items
 from tests.crawls import crawl_now, opened, rows
 from tests.standin.oracle import Comparison, compare
-from tests.standin.server import StandIn
-from tests.standin.world import World
 
 NAME = "quillcap/marlframe"
 
 
-@pytest.fixture(autouse=True)
-def no_naps(monkeypatch):
-    monkeypatch.setattr("starsearch.github.client.NAPS_SECONDS", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def standin(world):
-    with StandIn(world) as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("no_naps")
 
 
 @pytest.fixture

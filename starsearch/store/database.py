@@ -31,21 +31,28 @@ async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = F
     with _explained(dsn):
         async with await connect(dsn) as connection:
             await migrate(connection, allow_old_pgvector=allow_old_pgvector)
-        pool = AsyncConnectionPool(
-            dsn,
-            kwargs={"options": SESSION},
-            min_size=1,
-            max_size=size,
-            configure=register_vector_async,
-            check=AsyncConnectionPool.check_connection,
-            timeout=CONNECT_SECONDS,
-            open=False,
-        )
-        await pool.open()
-        try:
+        async with open_pool(dsn, size=size) as pool:
             yield pool
-        finally:
-            await pool.close()
+
+
+@asynccontextmanager
+async def open_pool(dsn: str, *, size: int, options: str = SESSION, wait_seconds: float = CONNECT_SECONDS) -> AsyncIterator[Pool]:
+    """Connections that know vectors. wait_seconds: for a free one, until PoolTimeout."""
+    pool = AsyncConnectionPool(
+        dsn,
+        kwargs={"options": options},
+        min_size=1,
+        max_size=size,
+        configure=register_vector_async,
+        check=AsyncConnectionPool.check_connection,
+        timeout=wait_seconds,
+        open=False,
+    )
+    await pool.open()
+    try:
+        yield pool
+    finally:
+        await pool.close()
 
 
 @contextmanager

@@ -3,15 +3,12 @@
 The role is taken on when a connection begins, so whatever this process is made to do, it is done with a reader's rights.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
-from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
 
 from starsearch.errors import DatabaseUnsuitable
-from starsearch.store.database import SESSION, Pool
+from starsearch.store.database import SESSION, Pool, open_pool
 
 ROLE = "starsearch_reader"
 STATEMENT_SECONDS = 10
@@ -19,23 +16,8 @@ WAIT_SECONDS = 3.0  # for a connection, until somebody is told that the database
 READER = f"{SESSION} -c role={ROLE} -c statement_timeout={STATEMENT_SECONDS}s -c idle_in_transaction_session_timeout=60s"
 
 
-@asynccontextmanager
-async def open_reader_pool(dsn: str, *, size: int) -> AsyncIterator[Pool]:
-    pool = AsyncConnectionPool(
-        dsn,
-        kwargs={"options": READER},
-        min_size=1,
-        max_size=size,
-        configure=register_vector_async,
-        check=AsyncConnectionPool.check_connection,
-        timeout=WAIT_SECONDS,
-        open=False,
-    )
-    await pool.open()
-    try:
-        yield pool
-    finally:
-        await pool.close()
+def open_reader_pool(dsn: str, *, size: int) -> AbstractAsyncContextManager[Pool]:
+    return open_pool(dsn, size=size, options=READER, wait_seconds=WAIT_SECONDS)
 
 
 async def check_role(connection: AsyncConnection) -> None:

@@ -11,27 +11,12 @@ from starsearch.github.client import open_github
 from starsearch.github.credentials import Credential, Token
 from starsearch.github.ranking import FOUND, RESULTS, Span, read_top
 from tests.standin.search import RepositoryIndex
-from tests.standin.server import StandIn
-from tests.standin.world import World
 
 SEARCH = "SearchRepositories"
 WANTED = 42_000
 
 
-@pytest.fixture(autouse=True)
-def no_naps(monkeypatch):
-    monkeypatch.setattr("starsearch.github.client.NAPS_SECONDS", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture
-def world():
-    return World()
-
-
-@pytest.fixture
-def standin(world):
-    with StandIn(world) as github:
-        yield github
+pytestmark = pytest.mark.usefixtures("no_naps")
 
 
 @asynccontextmanager
