@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import httpx2
@@ -27,7 +27,6 @@ IN_FLIGHT = 32  # the default of STARSEARCH_CONCURRENCY; times 24: more than the
 MEAN_SECONDS = 8.0  # alone; 20 with all slots busy: 32 requests a second from five pods
 WARM_SECONDS = 60.0
 MEASURED_SECONDS = 40.0
-Opened = Callable[[], AbstractAsyncContextManager[openai.AsyncOpenAI]]
 DOWN_SECONDS, BETWEEN_SECONDS = 5.0, 20.0  # about a request's time, so that few are dropped twice
 
 

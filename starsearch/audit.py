@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
@@ -160,26 +160,52 @@ async def read_status(pool: Pool, prices: Prices | None = None, *, every_gap: bo
     await fold(pool)
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        versions = await (await cursor.execute(VERSIONS)).fetchall()
-        counts = await read_counts(connection)
-        items = await read_gap_items(connection, [version["id"] for version in versions], every_one=every_gap)
-        active = next((version for version in versions if version["status"] == "active"), None)
-        gaps = [*_structure(versions, counts), *_gaps(versions, counts, items)]
-        gaps += await _pending(cursor, versions, counts)
-        sweeps = await (await cursor.execute(SWEEPS)).fetchall()
-        gaps += [Gap("sweep", f"repositories not swept: {row['reason']}", row["count"]) for row in sweeps]
-        dead = await (await cursor.execute(DEAD, [active["id"] if active else 0])).fetchall()
-        rest = await (await cursor.execute(REST)).fetchone() or {}
-        usage = bill(await read_usage(connection), prices or read_prices())
-        usage["unsettled_calls"] = await count_unsettled(connection)
-        freshness = await (await cursor.execute(FRESHNESS, {"version": active["id"] if active else 0})).fetchone() or {}
-        recall = await (await cursor.execute(RECALL, [active["id"] if active else 0])).fetchall()
-        counted = await _counted(connection)
-        gated = {row["gate_reason"]: row["count"] for row in await (await cursor.execute(GATED)).fetchall()}
-    stored = _stored(counts)
-    found = [_version(version, counts, gaps) for version in versions]
+        return _status(await _look(connection, cursor, prices or read_prices(), every_gap=every_gap))
+
+
+class _Seen(NamedTuple):
+    """One snapshot. The versions begin with the active one, where there is one."""
+
+    versions: list[dict[str, Any]]
+    counts: Counted
+    gaps: list[Gap]
+    dead: list[dict[str, Any]]
+    rest: dict[str, Any]
+    usage: dict[str, Any]
+    freshness: dict[str, Any]
+    recall: list[dict[str, Any]]
+    counted: dict[str, Any] | None
+    gated: dict[str, int]
+
+
+async def _look(connection: AsyncConnection, cursor: Cursor, prices: Prices, *, every_gap: bool) -> _Seen:
+    versions = await (await cursor.execute(VERSIONS)).fetchall()
+    counts = await read_counts(connection)
+    items = await read_gap_items(connection, [version["id"] for version in versions], every_one=every_gap)
+    active = next((version["id"] for version in versions if version["status"] == "active"), 0)
+    gaps = [*_structure(versions, counts), *_gaps(versions, counts, items), *await _pending(cursor, versions, counts)]
+    sweeps = await (await cursor.execute(SWEEPS)).fetchall()
+    gaps += [Gap("sweep", f"repositories not swept: {row['reason']}", row["count"]) for row in sweeps]
+    return _Seen(
+        versions=versions,
+        counts=counts,
+        gaps=gaps,
+        dead=await (await cursor.execute(DEAD, [active])).fetchall(),
+        rest=await (await cursor.execute(REST)).fetchone() or {},
+        usage=bill(await read_usage(connection), prices) | {"unsettled_calls": await count_unsettled(connection)},
+        freshness=await (await cursor.execute(FRESHNESS, {"version": active})).fetchone() or {},
+        recall=await (await cursor.execute(RECALL, [active])).fetchall(),
+        counted=await _counted(connection),
+        gated={row["gate_reason"]: row["count"] for row in await (await cursor.execute(GATED)).fetchall()},
+    )
+
+
+def _status(seen: _Seen) -> Status:
+    counts, rest, stored = seen.counts, seen.rest, _stored(seen.counts)
+    found = [_version(version, counts, seen.gaps) for version in seen.versions]
+    active = bool(seen.versions) and seen.versions[0]["status"] == "active"
     serving = found[0] if active else VersionStatus("", "none", 0, 0, 0, stored, complete=False)
-    ours = [gap for gap in gaps if gap.index_version in {None, serving.index_version}]
+    ours = [gap for gap in seen.gaps if gap.index_version in {None, serving.index_version}]
     return Status(
         repositories=rest["repositories"],
         followed=rest["followed"],
@@ -193,17 +219,17 @@ async def read_status(pool: Pool, prices: Prices | None = None, *, every_gap: bo
         rejected=rest["rejected"],
         complete=not ours,
         freshness_seconds=_seconds(rest["freshness_seconds"]),
-        oldest_due_seconds=_seconds(freshness["oldest_due_seconds"]),
-        searchable_seconds=_percentiles(freshness["percentiles"]),
+        oldest_due_seconds=_seconds(seen.freshness["oldest_due_seconds"]),
+        searchable_seconds=_percentiles(seen.freshness["percentiles"]),
         index_version=serving.index_version or None,
-        usage=usage,
+        usage=seen.usage,
         github=rest["github"],
-        counted=counted,
-        recall=recall,
+        counted=seen.counted,
+        recall=seen.recall,
         versions=found,
-        warnings=[*_warnings(recall, counted, rest["failure"])],
-        gaps=gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in dead],
-        gated=gated,
+        warnings=[*_warnings(seen.recall, seen.counted, rest["failure"])],
+        gaps=seen.gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in seen.dead],
+        gated=seen.gated,
     )
 
 

@@ -4,11 +4,11 @@ Reads nothing from the environment itself; tasks/ and the command pass a Setting
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 from starsearch.cost import Prices, read_prices
-from starsearch.inference.client import Engine, check_context, open_client, preflight
+from starsearch.inference.client import Client, Engine, check_context, open_client, preflight
 from starsearch.inference.dialects import EMBEDDED
 from starsearch.inference.embed import Vectors, take_probe
 from starsearch.inference.prompts import PROMPT_VERSION, TEXT_RECIPE
@@ -52,12 +52,7 @@ async def open_engines(settings: Settings) -> AsyncIterator[Engines]:
 @asynccontextmanager
 async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
     if settings.llm_base_url:
-        async with open_client(
-            settings.llm_base_url,
-            key=settings.llm_key,
-            timeout_seconds=settings.engine_timeout_seconds,
-            patience_seconds=settings.engine_patience_seconds,
-        ) as client:
+        async with _remote(settings, settings.llm_base_url, settings.llm_key) as client:
             engine = await preflight(client, settings.llm_model, purpose="LLM")
             check_context(engine)
             yield engine
@@ -71,18 +66,19 @@ async def open_llm(settings: Settings) -> AsyncIterator[Engine]:
 @asynccontextmanager
 async def open_embedding(settings: Settings) -> AsyncIterator[Engine]:
     if settings.embedding_base_url:
-        async with open_client(
-            settings.embedding_base_url,
-            key=settings.embedding_key,
-            timeout_seconds=settings.engine_timeout_seconds,
-            patience_seconds=settings.engine_patience_seconds,
-        ) as client:
+        async with _remote(settings, settings.embedding_base_url, settings.embedding_key) as client:
             yield await preflight(client, settings.embedding_model, purpose="EMBEDDING")
         return
     from starsearch.embedded.minilm import MODEL
 
     async with _embedded(settings, settings.embedding_model or MODEL, "EMBEDDING") as engine:
         yield engine
+
+
+def _remote(settings: Settings, base_url: str, key: str | None) -> AbstractAsyncContextManager[Client]:
+    return open_client(
+        base_url, key=key, timeout_seconds=settings.engine_timeout_seconds, patience_seconds=settings.engine_patience_seconds
+    )
 
 
 @asynccontextmanager

@@ -31,8 +31,8 @@ async def open_live(settings: Settings, store: Store) -> AsyncIterator[list[Engi
     async with AsyncExitStack() as stack:
         active = await active_version(store.pool)
         if active is None:
-            new = await stack.enter_async_context(open_engines(settings))
-            active = await ensure_version(store.pool, new.version)
+            async with open_engines(settings) as new:
+                active = await ensure_version(store.pool, new.version)
         opened = [await stack.enter_async_context(open_version(settings, active))]
         opened += await stack.enter_async_context(
             open_reachable(settings, [v for v in await live_versions(store.pool) if v.id != active.id])

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from starsearch.store.leases import claim, find_due, release_dead, worker
 from starsearch.store.purges import Target, purge
 from starsearch.store.turns import take_turns
 from starsearch.store.versions import ensure_version
+from tests.processes import embedded_engine
 from tests.stub_engine import StubEngine, completion, failure, nonsense
 
 VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
@@ -182,21 +182,9 @@ async def test_a_process_killed_while_it_asks_for_all_the_others_leaves_its_turn
 
 
 @pytest.fixture
-def engine_port(environment):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "starsearch.cli", "engine", "--port", str(port)], env=environment)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield port
-    process.terminate()
-    process.wait(30)
+def engine(environment):
+    with embedded_engine(environment) as address:
+        yield address
 
 
 class Mishaps(httpx2.AsyncHTTPTransport):
@@ -223,7 +211,7 @@ class Mishaps(httpx2.AsyncHTTPTransport):
         return httpx2.Response(200, json=body)
 
 
-async def test_tokens_in_the_ledger_are_those_the_engine_served_failures_included(store, row, jsonl, engine_port, monkeypatch):
+async def test_tokens_in_the_ledger_are_those_the_engine_served_failures_included(store, row, jsonl, engine, monkeypatch):
     monkeypatch.setattr("starsearch.inference.endpoints.FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr("starsearch.inference.balancer.FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr("starsearch.inference.balancer.LONGEST_PAUSE_SECONDS", 0.001)
@@ -231,10 +219,10 @@ async def test_tokens_in_the_ledger_are_those_the_engine_served_failures_include
     models = ("embedded-extractive-v1", "minilm-l6-v2")
     version = IndexVersion(models[1], "", 384, "recipe", models[0], "v1")
     mishaps = Mishaps()
-    url = f"http://127.0.0.1:{engine_port}/v1"
+    url = f"{engine}/v1"
     async with engines_of(mishaps, base_url=url, models=models, version=version) as engines, recorded_run(store, "digest") as run:
         await digest(store, engines, run, workers=2)
-    served = json.load(urllib.request.urlopen(f"http://127.0.0.1:{engine_port}/requests", timeout=5))
+    served = json.load(urllib.request.urlopen(f"{engine}/requests", timeout=5))
     failed = await one(store, "SELECT count(*) FROM engine_call WHERE outcome <> 'ok' AND prompt_tokens > 0")
     assert failed[0] > 20, "too few failures to prove anything"
     assert len(mishaps.lost) > 10

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from starsearch.settings import Settings
 from starsearch.store.leases import BATCH
+from tests.processes import embedded_engine
 
 KILLS = 3
 ITEMS = 600
@@ -23,24 +23,8 @@ ITEMS = 600
 @pytest.fixture
 def engine(environment):
     """`starsearch engine` on a port, so that requests are counted outside of what is killed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "starsearch.cli", "engine", "--port", str(port)], env=environment)
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while not answers(f"{address}/health") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    yield address
-    process.terminate()
-    process.wait(30)
-
-
-def answers(url):
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
+    with embedded_engine(environment) as address:
+        yield address
 
 
 def requests_answered(engine):

@@ -8,7 +8,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.settings import Settings
 from starsearch.store.search import search
 from starsearch.store.versions import active_version
+from tests.processes import free_port
 
 pytestmark = pytest.mark.vllm
 
@@ -100,12 +100,6 @@ def wait_until_up(port, process):
         else:
             return
     pytest.fail(f"vLLM did not start on port {port} within {STARTS_WITHIN_SECONDS} s")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def metric(name, port=None):

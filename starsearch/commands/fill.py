@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from starsearch.commands.options import Json, NoDigest, repository_names, say
+from starsearch.commands.options import Json, NoDigest, recorded, repository_names, say
 from starsearch.errors import StarsearchError
 from starsearch.settings import Settings, read_settings
 
@@ -60,22 +60,18 @@ def rank(
 
 
 async def _rank(settings: Settings, file: Path | None, top: int, json: bool) -> None:
-    from starsearch.pipeline import recorded_run
     from starsearch.ranking import rank_counts, rank_from_file
-    from starsearch.storage import open_store
-    from starsearch.terminal import print_json, print_ranking, progress_bars
+    from starsearch.terminal import print_json, print_ranking
 
-    async with open_store(settings) as store:
-        with progress_bars() as progress:
-            async with recorded_run(store, "rank", progress) as run:
-                if file:
-                    try:
-                        refreshed = await rank_from_file(store, file, run, host=settings.github_host, top=top)
-                    finally:
-                        await _report_rejections(store, run)
-                else:
-                    refreshed = await _rank_by_search(settings, store, run, top)
-        (print_json if json else print_ranking)(rank_counts(refreshed, run))
+    async with recorded(settings, "rank") as (store, run):
+        if file:
+            try:
+                refreshed = await rank_from_file(store, file, run, host=settings.github_host, top=top)
+            finally:
+                await _report_rejections(store, run)
+        else:
+            refreshed = await _rank_by_search(settings, store, run, top)
+    (print_json if json else print_ranking)(rank_counts(refreshed, run))
 
 
 async def _rank_by_search(settings: Settings, store: "Store", run: "Run", top: int) -> "Refreshed":
@@ -196,23 +192,19 @@ async def _digest_due(settings: Settings, store: "Store", run: "Run") -> None:
 
 async def _recorded(settings: Settings, kind: str, work: Any, json: bool) -> None:
     """Do `work` as a recorded run with progress bars, and print what it did, even where it ends in an error."""
-    from starsearch.pipeline import recorded_run
-    from starsearch.storage import open_store
-    from starsearch.terminal import print_counts, print_json, progress_bars
+    from starsearch.terminal import print_counts, print_json
 
-    async with open_store(settings) as store:
-        run = None
-        try:
-            with progress_bars() as progress:
-                async with recorded_run(store, kind, progress) as run:
-                    await work(store, run)
-        finally:
-            if run:
-                counts = run.counts.as_dict()
-                if json:
-                    print_json(counts | ({"github": run.github.as_dict()} if run.github else {}))
-                else:
-                    print_counts(counts)
+    run = None
+    try:
+        async with recorded(settings, kind) as (store, run):
+            await work(store, run)
+    finally:
+        if run:
+            counts = run.counts.as_dict()
+            if json:
+                print_json(counts | ({"github": run.github.as_dict()} if run.github else {}))
+            else:
+                print_counts(counts)
 
 
 async def _report_rejections(store: "Store", run: "Run") -> None:

@@ -1,9 +1,17 @@
 """What several commands share: options, and how they read names and days, speak on stderr, and run."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from starsearch.settings import Settings
+
+if TYPE_CHECKING:
+    from starsearch.pipeline import Run
+    from starsearch.storage import Store
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Repo = Annotated[list[str] | None, typer.Option(help="owner/name; repeatable: any of them.")]
@@ -37,3 +45,16 @@ def say(line: str) -> None:
     from starsearch.terminal import err, safe
 
     err.print(safe(line), markup=False)
+
+
+@asynccontextmanager
+async def recorded(settings: Settings, kind: str) -> AsyncIterator[tuple["Store", "Run"]]:
+    """The store, and a run whose counts are written down however it ends, with progress bars while it lasts."""
+    from starsearch.pipeline import recorded_run
+    from starsearch.storage import open_store
+    from starsearch.terminal import progress_bars
+
+    async with open_store(settings) as store:
+        with progress_bars() as progress:
+            async with recorded_run(store, kind, progress) as run:
+                yield store, run

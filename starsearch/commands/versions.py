@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starsearch.commands.options import Json
+from starsearch.commands.options import Json, recorded
 from starsearch.models import GATE_MARGIN
 from starsearch.settings import Settings, read_settings
 
@@ -50,15 +50,11 @@ async def _price(settings: Settings, json: bool) -> None:
 
 
 async def _reprocess(settings: Settings, activate: bool, questions: Path | None, margin: float, json: bool) -> None:
-    from starsearch.pipeline import recorded_run
     from starsearch.reprocess import reprocess
-    from starsearch.storage import open_store
-    from starsearch.terminal import print_counts, print_json, progress_bars
+    from starsearch.terminal import print_counts, print_json
 
-    async with open_store(settings) as store:
-        with progress_bars() as progress:
-            async with recorded_run(store, "reprocess", progress) as run:
-                version = await reprocess(settings, store, run)
+    async with recorded(settings, "reprocess") as (store, run):
+        version = await reprocess(settings, store, run)
     counts = run.counts.as_dict() | {"index_version": version.short}
     if activate:
         from starsearch.activation import activate as swap
@@ -167,12 +163,6 @@ def _swapped(settings: Settings, kind: str, work: "Callable[[Store, Run], Awaita
     (print_json if json else print_swap)(done)
 
 
-async def _recorded(settings: Settings, kind: str, work: "Callable[[Store, Run], Awaitable[Swap]]") -> Any:
-    from starsearch.pipeline import recorded_run
-    from starsearch.storage import open_store
-    from starsearch.terminal import progress_bars
-
-    async with open_store(settings) as store:
-        with progress_bars() as progress:
-            async with recorded_run(store, kind, progress) as run:
-                return await work(store, run)
+async def _recorded(settings: Settings, kind: str, work: "Callable[[Store, Run], Awaitable[Swap]]") -> "Swap":
+    async with recorded(settings, kind) as (store, run):
+        return await work(store, run)

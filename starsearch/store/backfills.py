@@ -14,12 +14,11 @@ from starsearch.store.database import Pool
 
 @dataclass(frozen=True)
 class Backfill:
-    """A range: items updated at `since` or later and created up to `until`. `resumed`: begun by an earlier run."""
+    """A range: items updated at `since` or later and created up to `until`."""
 
     id: int
     since: datetime
     until: datetime
-    resumed: bool
 
 
 async def begin(pool: Pool, request: dict[str, Any], *, since: datetime, until: datetime) -> Backfill:
@@ -28,7 +27,7 @@ async def begin(pool: Pool, request: dict[str, Any], *, since: datetime, until: 
         cursor = await connection.execute(
             "INSERT INTO backfill AS b (request, since, until) VALUES (%s, %s, %s) "
             "ON CONFLICT (request) WHERE finished_at IS NULL DO UPDATE SET request = b.request "
-            "RETURNING id, since, until, started_at < now()",
+            "RETURNING id, since, until",
             [Json(request), since, until],
         )
         row = await cursor.fetchone()

@@ -1,14 +1,10 @@
 """Bring the schema up to date: numbered .sql files, once each, under one lock.
 
 `CREATE … IF NOT EXISTS` is not safe from several processes (6 of 24 died of it), so one process at a time looks what is
-missing. The lock is polled: a session that waits inside pg_advisory_lock holds a snapshot, which CREATE INDEX CONCURRENTLY in a
-`-- no-transaction` file would wait for in turn, for ever.
+missing. The lock is polled (locks.py), because a `-- no-transaction` file may create an index concurrently.
 """
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 
@@ -16,10 +12,10 @@ import psycopg
 from psycopg import AsyncConnection, sql
 
 from starsearch.errors import DatabaseUnsuitable, StarsearchError
+from starsearch.store.locks import polled_lock
 
-LOCK = 7_827_112_001  # any number, the same for every process
+LOCK = 78_273  # first key of an advisory lock, beside those of leases.py and versions.py
 LOCK_TIMEOUT = "10s"  # for one statement: a migration waits for readers, and everybody waits behind the migration
-POLL_SECONDS = 0.05
 MINIMUM_PGVECTOR = (0, 8, 4)
 NO_TRANSACTION = "-- no-transaction"
 
@@ -49,7 +45,7 @@ async def migrate(connection: AsyncConnection, *, allow_old_pgvector: bool = Fal
     if not await pending(connection):
         await check_pgvector(connection, allow_old=allow_old_pgvector)
         return []
-    async with _lock(connection):
+    async with polled_lock(connection, LOCK, 0):
         await check_pgvector(connection, allow_old=allow_old_pgvector)
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migration ("
@@ -97,19 +93,6 @@ async def check_pgvector(connection: AsyncConnection, *, allow_old: bool) -> str
             "server, then ALTER EXTENSION vector UPDATE; or set STARSEARCH_ALLOW_OLD_PGVECTOR=1 to take the risk"
         )
     return version
-
-
-@asynccontextmanager
-async def _lock(connection: AsyncConnection) -> AsyncIterator[None]:
-    while True:
-        row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])).fetchone()
-        if row and row[0]:
-            break
-        await asyncio.sleep(POLL_SECONDS)
-    try:
-        yield
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 async def _apply(connection: AsyncConnection, migration: Migration) -> None:

@@ -7,8 +7,6 @@ nothing; what is stored becomes due in all of these. A retired one is only remem
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -18,6 +16,7 @@ from psycopg.rows import class_row, dict_row
 from starsearch.errors import PreconditionMissing, StarsearchError, VersionMismatch
 from starsearch.models import IndexVersion
 from starsearch.store.database import Pool, connect
+from starsearch.store.locks import polled_lock
 
 # attaching or dropping a partition waits for whoever writes, and everybody else waits behind it: so wait briefly, often
 LOCK_TIMEOUT = "1s"
@@ -167,7 +166,7 @@ async def build_index(dsn: str, version: IndexVersion) -> None:
 
     At the end, because that is cheaper than row by row (docs/decisions/0013). What a killed build left behind is removed first.
     """
-    async with await connect(dsn) as connection, _index_lock(connection, version):
+    async with await connect(dsn) as connection, polled_lock(connection, INDEX_LOCK, version.id):
         valid = await _indexes(connection, version)
         if True in valid:
             return
@@ -279,17 +278,3 @@ async def _indexes(connection: AsyncConnection, version: IndexVersion) -> list[b
         [f"digest_v{version.id}"],
     )
     return [row[0] for row in await cursor.fetchall()]
-
-
-@asynccontextmanager
-async def _index_lock(connection: AsyncConnection, version: IndexVersion) -> AsyncIterator[None]:
-    """One builder at a time. Polled, because a session that waits holds a snapshot, and the builder would wait for that."""
-    while True:
-        row = await (await connection.execute("SELECT pg_try_advisory_lock(%s, %s)", [INDEX_LOCK, version.id])).fetchone()
-        if row and row[0]:
-            break
-        await asyncio.sleep(POLL_SECONDS)
-    try:
-        yield
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock(%s, %s)", [INDEX_LOCK, version.id])

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.processes import free_port
 
 pytestmark = pytest.mark.flows
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,9 +174,7 @@ async def test_deployed_cron_yields_scheduled_runs(tmp_path):
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url, "PREFECT_SERVER_API_PORT": str(port)}
     environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)

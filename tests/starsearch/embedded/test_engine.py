@@ -2,11 +2,6 @@
 
 import base64
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx2
@@ -19,9 +14,9 @@ from starsearch.embedded import minilm
 from starsearch.embedded.engine import BASE_URL, CONTEXT_TOKENS, MAX_INPUTS, EmbeddedEngine
 from starsearch.inference.client import open_client, preflight
 from starsearch.inference.embed import embed
+from tests.processes import embedded_engine
 
 TEXT = "Totals are wrong\nThe sum of every column is doubled when the clocks go back. It happens every autumn in every report."
-STARTING_SECONDS = 60
 
 
 @pytest.fixture
@@ -45,29 +40,8 @@ async def http(engine) -> AsyncIterator[httpx2.AsyncClient]:
 @pytest.fixture(scope="module")
 def address(home) -> Iterator[str]:
     """The command on a free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "starsearch.cli", "engine", "--port", str(port)]
-    process = subprocess.Popen(command, env={"PATH": os.environ["PATH"], "HOME": str(home), "STARSEARCH_HOME": str(home)})
-    try:
-        _wait_for(process, f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_for(process: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + STARTING_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the engine ended while it started"
-        try:
-            if httpx2.get(url).status_code == 200:
-                return
-        except httpx2.TransportError:
-            time.sleep(0.1)
-    raise AssertionError(f"{url} did not answer")
+    with embedded_engine({"HOME": str(home), "STARSEARCH_HOME": str(home)}) as address:
+        yield address
 
 
 def chat_body(**fields) -> dict:

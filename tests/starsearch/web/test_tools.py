@@ -35,7 +35,7 @@ async def over_stdio(served: Served) -> AsyncIterator[Client]:
 
 @pytest.mark.parametrize("connect", [over_http, over_stdio])
 async def test_every_tool_is_listed_and_answers(served: Served, connect: Connect):
-    async with connect(served) as client:  # type: ignore[attr-defined]
+    async with connect(served) as client:
         tools = (await client.list_tools()).tools
         assert {tool.name for tool in tools} == {*CALLS, "ask"}
         assert all(tool.annotations and tool.annotations.read_only_hint and tool.description for tool in tools)
