@@ -7,7 +7,8 @@ from typing import Any
 from prefect import flow
 
 from starsearch.backfill import read_request
-from tasks.stages import digest_due, prepare, price_range, read_range, report
+from tasks.digesting import digest_due
+from tasks.stages import prepared, price_range, read_range, report
 
 
 @flow(name="backfill")
@@ -24,12 +25,12 @@ async def backfill(
         dry_run: only tell what it would cost.
     """
     request = read_request(since, until, repositories or (), top)
-    await prepare()
-    if dry_run:
-        return await price_range(request)
-    fetched, failed, github = await read_range(request)
-    digested = await digest_due()
-    return (await report("backfill-counts", [fetched, digested], failed, github)).as_dict()
+    async with prepared():
+        if dry_run:
+            return await price_range(request)
+        fetched, failed, github = await read_range(request)
+        digested = await digest_due(backfill=True)
+        return (await report("backfill-counts", [fetched, digested], failed, github)).as_dict()
 
 
 if __name__ == "__main__":

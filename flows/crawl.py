@@ -6,7 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.stages import digest_due, fetch, prepare, report
+from tasks.digesting import digest_due
+from tasks.stages import fetch, prepared, report
 
 
 @flow(name="crawl")
@@ -17,10 +18,10 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
         repositories: owner/name of each; none means those of STARSEARCH_REPOSITORIES, else the followed list.
         newest: take only the newest so many items of each, whatever their age, instead of all since the last crawl.
     """
-    await prepare()
-    fetched, failed, github = await fetch(repositories, newest)
-    digested = await digest_due()
-    return (await report("crawl-counts", [fetched, digested], failed, github)).as_dict()
+    async with prepared():
+        fetched, failed, github = await fetch(repositories, newest)
+        digested = await digest_due()
+        return (await report("crawl-counts", [fetched, digested], failed, github)).as_dict()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from starsearch.models import Hit
 from starsearch.settings import read_settings
 from starsearch.storage import open_store
 from starsearch.terminal import err, out, print_counts, print_hits, print_status
-from tasks.stages import digest_due, ingest_file, prepare, report
+from tasks.digesting import digest_due
+from tasks.stages import ingest_file, prepared, report
 
 REPOSITORIES = ["pgvector/pgvector", "psycopg/psycopg", "encode/uvicorn"]
 NEWEST = 30
@@ -35,11 +36,11 @@ QUESTIONS = {
 @flow(name="demo-sample")
 async def crawl_sample() -> dict[str, float]:
     """The main job on the bundled sample: store, summarize, embed, report."""
-    await prepare()
-    with resources.as_file(resources.files("starsearch.embedded") / "sample.jsonl") as path:
-        stored = await ingest_file(Path(path))
-    digested = await digest_due()
-    return (await report("crawl-counts", [stored, digested], {})).as_dict()
+    async with prepared():
+        with resources.as_file(resources.files("starsearch.embedded") / "sample.jsonl") as path:
+            stored = await ingest_file(Path(path))
+        digested = await digest_due()
+        return (await report("crawl-counts", [stored, digested], {})).as_dict()
 
 
 async def choose_source() -> str:

@@ -1,19 +1,24 @@
 """digest: summarize, embed and store what is due. One shard; any number may run side by side."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
-from tasks.stages import digest_due, prepare, report
+from tasks.digesting import digest_here, digest_shard
+from tasks.stages import prepared, report
 
 
 @flow(name="digest")
-async def digest() -> dict[str, Any]:
-    """Summarize and embed the items that it leases, until nothing is due. Safe to run again, to kill, and to run twice."""
-    await prepare()
-    counts = await digest_due()
-    return (await report("digest-counts", [counts], {})).as_dict()
+async def digest(
+    items: Annotated[int | None, Field(ge=1, description="At most so many; none means all that is due.")] = None,
+    shard: Annotated[int | None, Field(description="Which of its parent's shards this is; none for a run by hand.")] = None,
+) -> dict[str, Any]:
+    """Summarize and embed the items that it leases. Safe to run again, to kill, and to run twice."""
+    async with prepared():
+        counts = await (digest_shard(shard, items) if items else digest_here())
+        return (await report("digest-counts", [counts], {})).as_dict()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.stages import check_open_items, check_store, monitor_recall, prepare
+from tasks.stages import check_open_items, check_store, monitor_recall, prepared
 
 
 @flow(name="maintain")
@@ -18,10 +18,10 @@ async def maintain(items: int = 150_000, questions: int = 20) -> dict[str, Any]:
         items: how many open items; 100 cost one point of GitHub's, and a million are seen within a week at the default.
         questions: how many are asked with and without the index; each compares every vector four times.
     """
-    await prepare()
-    store = await check_store()
-    recall = await monitor_recall(questions)
-    return {"store": store, "recall": recall, **await check_open_items(items)}
+    async with prepared():
+        store = await check_store()
+        recall = await monitor_recall(questions)
+        return {"store": store, "recall": recall, **await check_open_items(items)}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.stages import prepare, refresh_ranking
+from tasks.stages import prepared, refresh_ranking
 
 
 @flow(name="rank")
@@ -17,8 +17,8 @@ async def rank(top: int | None = None, file: str | None = None) -> dict[str, Any
         top: how many repositories to follow; none means STARSEARCH_TOP.
         file: a CSV file with the columns full_name and stars, instead of GitHub's search.
     """
-    await prepare()
-    return await refresh_ranking(top, file)
+    async with prepared():
+        return await refresh_ranking(top, file)
 
 
 if __name__ == "__main__":

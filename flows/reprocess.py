@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 
 from starsearch.models import GATE_MARGIN
-from tasks.stages import activate_version, build_version, prepare, price_version, report
+from tasks.stages import activate_version, build_version, prepared, price_version, report
 
 
 @flow(name="reprocess")
@@ -21,14 +21,14 @@ async def reprocess(
         questions: a JSON Lines file (question, url) for the gate; none means titles of stored items.
         margin: by how much recall@10 may fall.
     """
-    await prepare()
-    if dry_run:
-        return await price_version()
-    counts, version = await build_version()
-    done = (await report("reprocess-counts", [counts], {})).as_dict() | {"index_version": version}
-    if activate:
-        done["swap"] = await activate_version(version, questions, margin)
-    return done
+    async with prepared():
+        if dry_run:
+            return await price_version()
+        counts, version = await build_version()
+        done = (await report("reprocess-counts", [counts], {})).as_dict() | {"index_version": version}
+        if activate:
+            done["swap"] = await activate_version(version, questions, margin)
+        return done
 
 
 if __name__ == "__main__":

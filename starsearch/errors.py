@@ -11,6 +11,7 @@ StarsearchError                exit 1
 │   └── VersionMismatch        settings and the database's index version disagree (model, dimensions, prompt)
 ├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
+├── ShardsFailed               shards failed again and again, or took too long: what is due stays due, the next run goes on
 ├── LeaseLost                  another worker holds the batch now: drop the result, claim again
 ├── QueryUnusable              exit 2: an empty question, a limit out of range
 ├── NotStored                  a repository or an item that is asked for is not in the database
@@ -86,6 +87,10 @@ class DigestFailed(StarsearchError):
 
 class EngineFailing(StarsearchError):
     """Several whole batches failed in a row: the engine is at fault, not the items."""
+
+
+class ShardsFailed(StarsearchError):
+    """A parent's shards did not finish what is due; the message says how much is left, and what they said."""
 
 
 class LeaseLost(StarsearchError):

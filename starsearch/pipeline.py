@@ -34,7 +34,7 @@ from starsearch.storage import Store
 from starsearch.store.digests import Digest, Failure, abandon_batch, earlier_summaries, finish_batch
 from starsearch.store.identity import check_models
 from starsearch.store.items import store_chunk
-from starsearch.store.leases import BACKFILL, BULK, Batch, claim, count_due, find_due, next_retry, release_dead, worker
+from starsearch.store.leases import BACKFILL, BATCH, BULK, Batch, claim, count_due, find_due, next_retry, release_dead, worker
 from starsearch.store.ledger import Call, intend, read_usage
 from starsearch.store.runs import finish_run, start_run
 from starsearch.store.tallies import fold
@@ -82,6 +82,13 @@ async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:
         run.progress("store", run.counts.items, None)
 
 
+@dataclass
+class Allowance:
+    """How many items a run may still lease, all lanes together: a shard's size. It ends when they are done or nothing is due now."""
+
+    items: int
+
+
 @dataclass(frozen=True)
 class Lane:
     """What a run does for one index version of the database: items of this priority and the more urgent ones.
@@ -95,36 +102,55 @@ class Lane:
 
 
 async def digest(
-    store: Store, engines: Engines, run: Run, *, beside: Sequence[Engines] = (), workers: int = 1, concurrency: int = 32
+    store: Store,
+    engines: Engines,
+    run: Run,
+    *,
+    beside: Sequence[Engines] = (),
+    workers: int = 1,
+    concurrency: int = 32,
+    allowance: Allowance | None = None,
 ) -> None:
-    """Summarize and embed everything due, then in the versions `beside` it what changed. Several processes share by leases.
+    """Summarize and embed everything due (or as much as allowed), then in the versions `beside` it what changed.
+
+    Several processes share by leases.
 
     Raises EngineUnavailable or EngineFailing when going on makes no sense; what is due stays due.
     """
     if not engines.version.id:
         engines = replace(engines, version=await ensure_version(store.pool, engines.version))
     lanes = [Lane(engines), *(Lane(each, BACKFILL, required=False) for each in beside)]
-    await digest_lanes(store, lanes, run, workers=workers, concurrency=concurrency)
+    await digest_lanes(store, lanes, run, workers=workers, concurrency=concurrency, allowance=allowance)
 
 
-async def digest_lanes(store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
+async def digest_lanes(
+    store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32, allowance: Allowance | None = None
+) -> None:
     """Find out what is due in several versions, and digest it. Errors: see `digest`."""
+    await make_due(store)
+    await drain(store, lanes, run, workers=workers, concurrency=concurrency, allowance=allowance)
+
+
+async def make_due(store: Store) -> None:
+    """Due is what is stored and not digested, and what a dead worker had leased."""
     released = await release_dead(store.pool)
     if released:
         log.info("%d items were leased by a worker that is gone: due again", released)
     await find_due(store.pool)
-    await drain(store, lanes, run, workers=workers, concurrency=concurrency)
 
 
-async def drain(store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32) -> None:
+async def drain(
+    store: Store, lanes: Sequence[Lane], run: Run, *, workers: int = 1, concurrency: int = 32, allowance: Allowance | None = None
+) -> None:
     """Digest what is known to be due; whatever is due in an earlier lane comes first. Errors: see `digest`."""
     lanes = [lane for lane in lanes if await _unchanged(store, lane)]
     slots = asyncio.Semaphore(concurrency)
     async with worker(store.dsn) as number:
         totals = [await count_due(store.pool, lane.engines.version.id, priority=lane.priority) for lane in lanes]
-        digesters = [_Digester(store, lane, run, number, slots, total) for lane, total in zip(lanes, totals, strict=True)]
+        totals = [min(total, allowance.items) for total in totals] if allowance else totals
+        digesters = [_Digester(store, lane, run, number, slots, total, allowance) for lane, total in zip(lanes, totals, strict=True)]
         stop = asyncio.Event()
-        outcomes = await asyncio.gather(*(_work(digesters, stop) for _ in range(workers)), return_exceptions=True)
+        outcomes = await asyncio.gather(*(_work(digesters, stop, wait=not allowance) for _ in range(workers)), return_exceptions=True)
     async with store.pool.connection() as connection:
         run.counts.cost_usd = total_cost(await read_usage(connection, run_id=run.id), lanes[0].engines.prices)
     for outcome in outcomes:
@@ -147,15 +173,15 @@ async def _unchanged(store: Store, lane: Lane) -> bool:
     return True
 
 
-async def _work(digesters: Sequence["_Digester"], stop: asyncio.Event) -> None:
-    """Batch after batch until nothing is due anywhere, not even for another try."""
+async def _work(digesters: Sequence["_Digester"], stop: asyncio.Event, *, wait: bool) -> None:
+    """Batch after batch until nothing is due anywhere; with `wait`, not even for another try."""
     try:
         while not stop.is_set():
             for digester in digesters:
                 if await digester.digest_one():
                     break
             else:
-                if not await _wait_for_retry(digesters):
+                if not wait or not await _wait_for_retry(digesters):
                     return
     except BaseException:
         stop.set()
@@ -181,6 +207,7 @@ class _Digester:
     worker: int
     slots: asyncio.Semaphore
     total: int
+    allowance: Allowance | None = None
     done: int = 0
     failed_batches: int = 0
     closed: bool = False
@@ -200,7 +227,7 @@ class _Digester:
         """Digest one batch; False where nothing is due now. A lane that the run is not for is closed when its engines fail."""
         if self.closed:
             return False
-        batch = await claim(self.store.pool, self.version.id, self.worker, priority=self.lane.priority)
+        batch = await self._claim()
         if batch is None:
             return False
         try:
@@ -211,6 +238,17 @@ class _Digester:
             self.closed = True
             log.warning("index version %s is not kept up to date now: %s", self.version.short, error)
         return True
+
+    async def _claim(self) -> Batch | None:
+        size = min(BATCH, self.allowance.items) if self.allowance else BATCH
+        if not size:
+            return None
+        if self.allowance:
+            self.allowance.items -= size
+        batch = await claim(self.store.pool, self.version.id, self.worker, size=size, priority=self.lane.priority)
+        if self.allowance:
+            self.allowance.items += size - (len(batch.items) if batch else 0)
+        return batch
 
     async def _digest(self, batch: Batch) -> None:
         if self.failed_batches >= FAILED_BATCHES:

@@ -8,7 +8,7 @@ import os
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
@@ -53,6 +53,12 @@ class Settings(BaseSettings):
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
     prices: Path | None = Field(None, description="Your own prices (TOML), over those of starsearch/prices.toml.")
     workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
+    dispatch: Literal["local", "deployment"] = Field(
+        "local", description="Flows digest in their own process (local), or start digest/shard for each shard (deployment)."
+    )
+    shard_size: int = Field(400, ge=1, le=10_000, description="Items that one shard leases at most.")
+    max_shards: int = Field(24, ge=1, le=1_000, description="Shards at work at the same time, whoever started them.")
+    kubernetes_namespace: str | None = Field(None, description="Where shards are Jobs: `reap` deletes those that nobody waits for.")
     github_graphql_url: str = Field(f"https://{GITHUB_HOST}/graphql", description="GitHub, an Enterprise Server, or a stand-in.")
     github_rest_url: str = Field(f"https://{GITHUB_HOST}", description="The same one's REST API.")
     github_host: str = Field("github.com", description="Whose repositories these are: the host in their addresses.")

@@ -1,16 +1,19 @@
-"""The coarse stages of a run as Prefect tasks: prepare, rank, fetch, ingest, digest, backfill, check, report.
+"""The coarse stages of a run as Prefect tasks: prepare, rank, fetch, ingest, backfill, check, report; digesting is in digesting.py.
 
 Never a task per item: one task run costs the server about 20 ms of CPU. Each opens what it needs and closes it, passes counts and
 no bodies, and may simply run again: the database knows what is done. Results are not cached; a cache is not a checkpoint.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from starsearch.activation import activate
 from starsearch.backfill import Request, backfill
@@ -21,16 +24,17 @@ from starsearch.errors import PreconditionMissing
 from starsearch.github.client import Usage
 from starsearch.jsonl import read_items
 from starsearch.models import Counts
-from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.pipeline import ingest, recorded_run
 from starsearch.ranking import rank_by_search, rank_counts, rank_from_file
 from starsearch.recall import measure_recall
 from starsearch.reprocess import price, reprocess
 from starsearch.sentinel import check_items
-from starsearch.serving import open_live, open_version_embedding
+from starsearch.serving import open_version_embedding
 from starsearch.settings import read_settings
 from starsearch.sources import crawl_options, open_any, open_graphql
-from starsearch.storage import open_store
+from starsearch.storage import database_address, open_store
 from starsearch.store.leases import find_due
+from starsearch.store.presence import present
 from starsearch.store.purges import purge, unfinished
 from starsearch.store.tallies import forget_old_measurements, reconcile
 from starsearch.store.versions import active_version
@@ -45,6 +49,14 @@ async def prepare() -> None:
     """Start the database where it is ours to start, and bring its schema up to date."""
     async with open_store(read_settings()):
         pass
+
+
+@asynccontextmanager
+async def prepared() -> AsyncIterator[None]:
+    """What every flow does first: prepare; and be known as at work until it ends, so that the reaper lets it be."""
+    await prepare()
+    async with database_address(read_settings()) as dsn, present(dsn, UUID(flow_run.id)):
+        yield
 
 
 @task(name="rank", retries=1, retry_delay_seconds=60, timeout_seconds=3_000, cache_policy=NO_CACHE)
@@ -93,20 +105,6 @@ async def ingest_file(path: Path) -> Counts:
     """Store the items of one JSON Lines file."""
     async with open_store(read_settings()) as store, recorded_run(store, "ingest") as run:
         await ingest(store, read_items(path), run)
-    return run.counts
-
-
-@task(name="digest", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
-async def digest_due() -> Counts:
-    """Summarize and embed what is due, sharing it by leases with whoever else does."""
-    settings = read_settings()
-    async with (
-        open_store(settings) as store,
-        open_live(settings, store) as live,
-        progress_artifact("digest-shard", "items digested") as progress,
-        recorded_run(store, "digest", progress) as run,
-    ):
-        await digest(store, live[0], run, beside=live[1:], workers=settings.workers, concurrency=settings.concurrency)
     return run.counts
 
 

@@ -15,7 +15,9 @@ from starsearch.store.migrate import migrate
 
 CONNECT_SECONDS = 10
 # force_custom_plan: a plan cached for one repository is wrong for the next; iterative scans: a filter must not lose rows
+# keepalives: a machine that is switched off says nothing, and its leases would be its own for two hours
 SESSION = (
+    "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3 "
     "-c plan_cache_mode=force_custom_plan -c hnsw.ef_search=200 -c hnsw.iterative_scan=relaxed_order "
     "-c timezone=UTC -c application_name=starsearch"
 )

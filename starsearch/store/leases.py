@@ -37,11 +37,16 @@ class Batch:
 async def worker(dsn: str) -> AsyncIterator[int]:
     """This process's number as a worker, alive for as long as the context is."""
     async with await connect(dsn) as connection:
-        cursor = await connection.execute("SELECT nextval('worker')::integer")
-        row = await cursor.fetchone()
-        assert row is not None
-        await connection.execute("SELECT pg_advisory_lock(%s, %s)", [WORKER_LOCK, row[0]])
-        yield row[0]
+        yield await lock_as_worker(connection)
+
+
+async def lock_as_worker(connection: AsyncConnection) -> int:
+    """A new worker's number, alive for as long as this session is."""
+    cursor = await connection.execute("SELECT nextval('worker')::integer")
+    row = await cursor.fetchone()
+    assert row is not None
+    await connection.execute("SELECT pg_advisory_lock(%s, %s)", [WORKER_LOCK, row[0]])
+    return int(row[0])
 
 
 async def find_due(pool: Pool) -> int:
