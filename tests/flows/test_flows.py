@@ -198,7 +198,15 @@ async def test_deployed_cron_yields_scheduled_runs(tmp_path):
                     not (runs := await client.read_flow_runs(flow_filter=crawls, flow_run_filter=scheduled)) and time.monotonic() < deadline
                 ):
                     await asyncio.sleep(1)
-        assert names == {"rank/daily", "crawl/hourly", "digest/shard", "backfill/manual", "maintain/daily", "reprocess/manual", "reap/often"}
+        assert names == {
+            "rank/daily",
+            "crawl/hourly",
+            "digest/shard",
+            "backfill/manual",
+            "maintain/daily",
+            "reprocess/manual",
+            "reap/often",
+        }
         assert runs
         assert all(run.expected_start_time.minute == 7 for run in runs)
     finally:
