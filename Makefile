@@ -5,7 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks deployments
 
-.PHONY: demo test lint bench test-vllm deploy lock clean
+.PHONY: demo test lint bench test-vllm test-kubernetes deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -25,6 +25,9 @@ bench: .venv/dev          ## every benchmark beside its target: build/bench.json
 
 test-vllm: .venv/dev      ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
 	$(RUN)/pytest -m vllm -s
+
+test-kubernetes: .venv/dev ## the hour on a real Kubernetes API with faults, about ten minutes; the first time it builds the control plane
+	$(RUN)/pytest -m kubernetes tests/k8s
 
 deploy: .venv/ready       ## register every deployment of prefect.yaml on the server at PREFECT_API_URL
 	@test -n "$$PREFECT_API_URL" || { echo "set PREFECT_API_URL, such as http://127.0.0.1:4200/api, to the server to deploy to"; exit 3; }

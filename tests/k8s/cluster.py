@@ -1,0 +1,189 @@
+"""A real Kubernetes API for tests: a control plane on this machine, nodes that run pods as processes, and what is applied to them.
+
+The tools lie beside the checkout (../shared/tools/kubernetes); a cluster of one's own will do as well, by KUBECONFIG.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.k8s.manifests import Manifest
+from tests.processes import free_port
+
+TOOLS = Path(__file__).resolve().parents[3] / "shared" / "tools" / "kubernetes"
+CACHE = Path.home() / ".cache"
+BINARIES = CACHE / "kube-1.20.2" / "bin"
+LIBRARIES = ("libpopt0", "libxxhash0")  # of the rsync that the build unpacks without installing it
+WAIT_SECONDS = 300.0
+
+
+def missing() -> str | None:
+    """Why there can be no cluster here; None: there can."""
+    if not shutil.which("kubectl"):
+        return "no kubectl here"
+    if not TOOLS.exists():
+        return "no ../shared/tools/kubernetes beside this checkout"
+    return None
+
+
+def build() -> None:
+    """The control plane's binaries, once: 4 to 6 minutes."""
+    if (BINARIES / "kube-scheduler").exists():
+        return
+    libraries = CACHE / "kube-build-libraries"
+    libraries.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "-qq", "download", *LIBRARIES], cwd=libraries, check=True, capture_output=True)
+    for package in libraries.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(libraries)], check=True)
+    folders = ":".join(str(folder) for folder in libraries.glob("usr/lib/*-linux-gnu"))
+    subprocess.run([str(TOOLS / "build.sh")], env=os.environ | {"LD_LIBRARY_PATH": folders}, check=True, capture_output=True, timeout=1_800)
+
+
+class Cluster:
+    """kubectl with one identity, and the files of the control plane."""
+
+    def __init__(self, kubeconfig: Path, run: Path) -> None:
+        self.kubeconfig, self.run = kubeconfig, run
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        command = ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0 or not check, f"{' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, kind: str, namespace: str, *arguments: str) -> list[Manifest]:
+        items: list[Manifest] = json.loads(self.kubectl("-n", namespace, "get", kind, "-o", "json", *arguments))["items"]
+        return items
+
+    def apply(self, manifests: Sequence[Manifest]) -> None:
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+
+    def as_service_account(self, namespace: str, name: str, path: Path) -> Path:
+        """A kubeconfig that may do what the service account may, and no more."""
+        config = yaml.safe_load(self.kubeconfig.read_text())
+        secret = wait_for(
+            lambda: next(
+                (
+                    each
+                    for each in self.get("secrets", namespace)
+                    if each["metadata"].get("annotations", {}).get("kubernetes.io/service-account.name") == name and "token" in each["data"]
+                ),
+                None,
+            )
+        )
+        config["users"][0]["user"] = {"token": base64.b64decode(secret["data"]["token"]).decode()}
+        config["contexts"][0]["context"]["namespace"] = namespace
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def audit(self, user: str) -> set[tuple[str, str]]:
+        """(verb, resource) of everything a user asked for, discovery apart."""
+        events = (json.loads(line) for line in (self.run / "log" / "audit.jsonl").read_text().splitlines())
+        asked = (event for event in events if event["user"]["username"] == user and "objectRef" in event)
+        return {
+            (event["verb"], "/".join(filter(None, (event["objectRef"].get("resource"), event["objectRef"].get("subresource")))))
+            for event in asked
+        }
+
+    @property
+    def api_server(self) -> int:
+        return int((self.run / "pid" / "apiserver").read_text())
+
+    def stop_api_server(self) -> Callable[[], None]:
+        """Returns what starts it again, as it was."""
+        pid = self.api_server
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+        os.kill(pid, 15)
+        wait_for(lambda: not _alive(pid))
+
+        def again() -> None:
+            with (self.run / "log" / "apiserver-2.log").open("ab") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            (self.run / "pid" / "apiserver").write_text(str(process.pid))
+            wait_for(lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok")
+
+        return again
+
+
+@contextmanager
+def control_plane(folder: Path) -> Iterator[Cluster]:
+    build()
+    run = folder / "control-plane"
+    ports = {"API_PORT": str(_three_free_ports()), "ETCD_PORT": str(_three_free_ports())}
+    environment = os.environ | ports | {"RUN": str(run), "KUBE_BIN": str(BINARIES)}
+    script = str(TOOLS / "cluster.sh")
+    with (folder / "cluster.log").open("wb") as log:
+        subprocess.run([script, "up"], env=environment, check=True, stdout=log, stderr=log, timeout=180)
+    try:
+        yield Cluster(run / "admin.kubeconfig", run)
+    finally:
+        with (folder / "cluster.log").open("ab") as log:
+            subprocess.run([script, "down"], env=environment, check=False, stdout=log, stderr=log, timeout=60)
+
+
+def _three_free_ports() -> int:
+    """The first of three in a row, as the control plane wants them."""
+    while True:
+        port = free_port()
+        if port < 65_000 and all(_is_free(port + n) for n in range(3)):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@contextmanager
+def node(cluster: Cluster, name: str, folder: Path, *, gpus: int = 0, labels: Sequence[str] = ()) -> Iterator[None]:
+    """Runs pods as processes of this machine, with this environment's programs."""
+    environment = os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, str(TOOLS / "process_node.py"), "--name", name, "--gpus", str(gpus)]
+    for label in labels:
+        command += ["--label", label]
+    with (folder / f"{name}.log").open("wb") as log, ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)):
+        wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"))
+        yield
+
+
+@contextmanager
+def ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+    """Ended with the block: a Prefect worker needs SIGTERM twice."""
+    try:
+        yield process
+    finally:
+        for signal_, seconds in ((15, 10), (15, 10), (9, 10)):
+            if process.poll() is None:
+                process.send_signal(signal_)
+                try:
+                    process.wait(seconds)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def wait_for(look: Callable[[], Any], *, seconds: float = WAIT_SECONDS, every: float = 0.2, what: str = "it") -> Any:
+    """What `look` returns, once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(every)
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
