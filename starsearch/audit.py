@@ -73,6 +73,7 @@ SELECT
   (SELECT extract(epoch FROM now() - max(finished_at)) FROM run WHERE kind IN ('ingest', 'crawl') AND failure IS NULL) AS freshness_seconds,
   (SELECT failure FROM run WHERE kind = 'crawl' AND finished_at IS NOT NULL ORDER BY id DESC LIMIT 1) AS failure,
   (SELECT count(*) FROM repository WHERE followed) AS followed,
+  (SELECT to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') || ' UTC (' || reason || ')' FROM pause) AS paused,
   (SELECT github || jsonb_build_object('run', id, 'kind', kind, 'started_at', started_at)
     FROM run WHERE github IS NOT NULL ORDER BY id DESC LIMIT 1) AS github
 """
@@ -227,7 +228,7 @@ def _status(seen: _Seen) -> Status:
         counted=seen.counted,
         recall=seen.recall,
         versions=found,
-        warnings=[*_warnings(seen.recall, seen.counted, rest["failure"])],
+        warnings=[*_warnings(seen.recall, seen.counted, rest["failure"], rest["paused"])],
         gaps=seen.gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in seen.dead],
         gated=seen.gated,
     )
@@ -298,7 +299,9 @@ async def _counted(connection: AsyncConnection) -> dict[str, Any] | None:
     return asdict(last) if last else None
 
 
-def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None, failure: str | None) -> Iterable[str]:
+def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None, failure: str | None, paused: str | None) -> Iterable[str]:
+    if paused:
+        yield f"work is paused since {paused}: `starsearch resume` lets it go on"
     if failure:
         yield f"the last crawl failed: {failure}"
     for measured in recall:

@@ -112,6 +112,7 @@ async def digest_estimate(store: Store, items: int, prices: Prices) -> Estimate:
 async def backfill(store: Store, github: GitHub, request: Request, run: Run, options: CrawlOptions) -> dict[str, str]:
     """Store the items of the range; returns what was not read, with the reason. The same request again goes on."""
     run.github = github.usage
+    github.before_asking = store.brakes.check
     await github.ping()
     chosen, failed = await _choose(store, github, request, options, run.progress)
     begun = await backfills.begin(store.pool, request.as_json(), since=request.since, until=request.until)

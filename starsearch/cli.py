@@ -22,7 +22,8 @@ app = typer.Typer(
 )
 for _command in (
     keep.doctor, keep.migrate, fill.ingest, fill.rank, fill.crawl, fill.backfill, fill.digest,
-    find.search, find.ask, find.explain, find.evaluate, keep.status, ledger.cost, versions.reprocess, keep.purge, keep.engine,
+    find.search, find.ask, find.explain, find.evaluate, keep.status, keep.pause, keep.resume, ledger.cost, versions.reprocess,
+    keep.purge, keep.engine,
 ):  # fmt: skip
     app.command()(_command)
 app.add_typer(ledger.dead_letters, name="dead-letters")

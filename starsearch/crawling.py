@@ -67,6 +67,7 @@ async def crawl(
     if not repositories and not await count_followed(store.pool, options.host):
         raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
     run.github = source.usage
+    source.before_asking = store.brakes.check
     await source.ping()
     failed, nodes = await resolve_names(store, source, repositories, host=options.host, progress=run.progress)
     since = options.since or source.now - FIRST_REACH
@@ -121,6 +122,7 @@ async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[s
         )
     failed: dict[str, str] = {}
     for done, repo in enumerate(repositories, 1):
+        await store.brakes.check()
         try:
             checkpoint = await read_checkpoint(store.pool, options.host, repo)
             await ingest(store, source.items(checkpoint, since=options.since, newest=options.newest), run)

@@ -52,6 +52,7 @@ async def digest_by_shards(
     """
     began, most_due, warned = time.monotonic(), 0, False
     while True:
+        await store.brakes.check()
         for shard in await plan(store.pool, parent, version_id, priority=cut.priority, size=cut.size, most=cut.most):
             flow_run = await starter.start(shard)
             if flow_run is None:

@@ -8,6 +8,8 @@ StarsearchError                exit 1
 │   │   └── ModelNotServed     it answers, but not for this model
 │   ├── ContextTooSmall        the model's context holds no item worth summarizing
 │   ├── SourceUnavailable      GitHub, or what stands in for it, does not answer
+│   ├── Paused                 somebody stopped all work: `starsearch resume`
+│   ├── BudgetSpent            the day's tokens or dollars are used up: what is due stays due
 │   └── VersionMismatch        settings and the database's index version disagree (model, dimensions, prompt)
 ├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
@@ -64,6 +66,14 @@ class ContextTooSmall(PreconditionMissing):
 
 class SourceUnavailable(PreconditionMissing):
     """The place that items come from does not answer."""
+
+
+class Paused(PreconditionMissing):
+    """Nothing new is begun until somebody says so."""
+
+
+class BudgetSpent(PreconditionMissing):
+    """Nothing new is begun until the next day, or a larger budget."""
 
 
 class VersionMismatch(PreconditionMissing):

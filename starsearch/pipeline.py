@@ -240,6 +240,7 @@ class _Digester:
         return True
 
     async def _claim(self) -> Batch | None:
+        await self.store.brakes.check()
         size = min(BATCH, self.allowance.items) if self.allowance else BATCH
         if not size:
             return None

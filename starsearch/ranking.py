@@ -24,6 +24,7 @@ LOOKED_FOR = 5 * NAMES  # followed repositories that the search did not show; a 
 async def rank_by_search(store: Store, github: GitHub, run: Run, *, host: str, top: int) -> Refreshed:
     """Follow the repositories with the most stars. Raises and changes nothing where GitHub does not tell all of them."""
     run.github = github.usage
+    github.before_asking = store.brakes.check
     await github.ping()
     facts = await read_top(github, last_rank(top), run.progress)
     facts = await _with_overlooked(store, github, facts, host=host)

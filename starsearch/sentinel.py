@@ -35,6 +35,7 @@ async def check_items(store: Store, github: GitHub, run: Run, options: CrawlOpti
     Raises RateLimited or SourceUnavailable.
     """
     run.github = github.usage
+    github.before_asking = store.brakes.check
     checks = Checks()
     batches = Batches(github, "check", size=LARGEST)
     fetcher = Fetcher(store, github, run, host=options.host, comments=options.comments, batch=options.batch)

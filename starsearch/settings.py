@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
     engine_patience_seconds: float = Field(120, ge=0, description="How long a request is tried again while engines are overloaded or gone.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
+    budget_tokens: int | None = Field(None, ge=0, description="Of both engines a day (UTC); reached, nothing new is begun.")
+    budget_usd: float | None = Field(None, ge=0, description="The same in dollars, by the price table.")
     prices: Path | None = Field(None, description="Your own prices (TOML), over those of starsearch/prices.toml.")
     workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
     dispatch: Literal["local", "deployment"] = Field(

@@ -6,8 +6,9 @@ Reads nothing from the environment itself; tasks/ and the command pass a Setting
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from starsearch.brakes import NO_BUDGET, Brakes, Budget
 from starsearch.settings import Settings
 from starsearch.store.database import Pool, connect, open_database
 from starsearch.store.migrate import migrate
@@ -16,10 +17,15 @@ from starsearch.store.reader import check_role, open_reader_pool
 
 @dataclass(frozen=True)
 class Store:
-    """dsn: for sessions of their own, such as a worker's; pool: for everything else."""
+    """dsn: for sessions of their own, such as a worker's; pool: for everything else; brakes: to be asked before something new begins."""
 
     dsn: str
     pool: Pool
+    budget: Budget = NO_BUDGET
+    brakes: Brakes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "brakes", Brakes(self.pool, self.budget))
 
 
 @asynccontextmanager
@@ -28,7 +34,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     async with database_address(settings) as dsn:
         size = settings.workers + 3
         async with open_database(dsn, size=size, allow_old_pgvector=settings.allow_old_pgvector) as pool:
-            yield Store(dsn, pool)
+            yield Store(dsn, pool, Budget(settings.budget_tokens, settings.budget_usd, settings.prices))
 
 
 @asynccontextmanager

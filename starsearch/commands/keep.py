@@ -1,4 +1,4 @@
-"""Commands that look after it: `doctor`, `migrate`, `status`, `purge`, `engine`."""
+"""Commands that look after it: `doctor`, `migrate`, `status`, `pause`, `resume`, `purge`, `engine`."""
 
 import asyncio
 import sys
@@ -101,6 +101,35 @@ def _duration(text: str) -> int:
     if text[:-1].isdigit() and text[-1:] in units:
         return int(text[:-1]) * units[text[-1]]
     raise typer.BadParameter("a number and a unit: 30s, 90m, 2h, 1d", param_hint="--max-lag")
+
+
+def pause(reason: Annotated[str, typer.Argument(help="For whoever meets it.")] = "by hand") -> None:
+    """Stop new work everywhere within ten seconds: crawls, digests, backfills. What is under way is finished; search goes on."""
+    asyncio.run(_pause(read_settings(), reason))
+
+
+async def _pause(settings: Settings, reason: str) -> None:
+    from starsearch.models import clean
+    from starsearch.storage import open_store
+    from starsearch.store.pauses import pause
+
+    async with open_store(settings) as store:
+        new = await pause(store.pool, clean(reason)[:200])
+    typer.echo("paused: no process begins anything new; `starsearch resume` lets them" if new else "work was paused already")
+
+
+def resume() -> None:
+    """Let work go on after `pause`: what is due is still due, and the next crawl reads from where the last one stopped."""
+    asyncio.run(_resume(read_settings()))
+
+
+async def _resume(settings: Settings) -> None:
+    from starsearch.storage import open_store
+    from starsearch.store.pauses import resume
+
+    async with open_store(settings) as store:
+        was = await resume(store.pool)
+    typer.echo("work goes on with the next run" if was else "work was not paused")
 
 
 def purge(

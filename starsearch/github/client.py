@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -77,6 +77,7 @@ class GitHub:
     def __init__(self, http: httpx2.AsyncClient, url: str, pool: CredentialPool, *, backfill: bool = False) -> None:
         self.pool = pool
         self.usage = Usage()
+        self.before_asking: Callable[[], Awaitable[None]] | None = None  # may raise, to stop before the next request
         self._http = http
         self._url = url
         self._reserve = BACKFILL_RESERVE if backfill else RESERVE
@@ -122,6 +123,8 @@ class GitHub:
 
     async def ask_once(self, name: str, variables: Mapping[str, object], *, text: str | None = None) -> Answer:
         """One answer. A limit or a refused token sends the request to another credential and counts as no failure."""
+        if self.before_asking:
+            await self.before_asking()
         body = orjson.dumps({"query": text or query_text(name), "variables": variables})
         try:
             while True:

@@ -1,0 +1,126 @@
+"""Pause and budgets: nothing new is begun anywhere, nothing is half done, and it goes on where it stopped."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+
+from starsearch import brakes
+from starsearch.audit import read_status
+from starsearch.brakes import Brakes, Budget
+from starsearch.errors import BudgetSpent, Paused
+from starsearch.jsonl import read_items
+from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.storage import Store
+from starsearch.store.pauses import pause, resume, used_today
+from tests.stub_engine import StubEngine
+from tests.test_pipeline import engines_of, rows
+
+ITEMS = 200
+
+
+@pytest.fixture(autouse=True)
+def looks_at_once(monkeypatch):
+    monkeypatch.setattr(brakes, "LOOK_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def stored(store, row, jsonl):
+    async with recorded_run(store, "ingest") as run:
+        await ingest(store, read_items(jsonl(*(row(n) for n in range(1, ITEMS + 1)))), run)
+    return store
+
+
+async def digest_all(store, stub):
+    async with engines_of(stub) as engines, recorded_run(store, "digest") as run:
+        await digest(store, engines, run)
+    return run.counts
+
+
+def run_command(environment, *arguments):
+    command = [sys.executable, "-m", "starsearch.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+async def test_a_pause_in_mid_run_finishes_the_batch_and_begins_no_other(stored):
+    asked = 0
+
+    def pausing(_text, _times):
+        nonlocal asked
+        asked += 1
+        if asked == 70:  # in the second batch
+            asyncio.get_running_loop().create_task(pause(stored.pool, "disk is full"))
+
+    with pytest.raises(Paused, match=r"disk is full.*starsearch resume"):
+        await digest_all(stored, StubEngine(pausing))
+    status = await read_status(stored.pool)
+    assert status.embedded == 128
+    assert status.embedded + status.pending == ITEMS
+    assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL") == []
+    assert any("disk is full" in warning for warning in status.warnings)
+    with pytest.raises(Paused):
+        await digest_all(stored, StubEngine())
+
+    assert await resume(stored.pool)
+    counts = await digest_all(stored, StubEngine())
+    assert (counts.embedded, (await read_status(stored.pool)).complete) == (ITEMS - 128, True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "match"),
+    [(Budget(tokens=1_000), r"1,[0-9]{3} of 1,000 tokens.*BUDGET_TOKENS"), (Budget(usd=5.0), "no price: `starsearch cost` names it")],
+)
+async def test_a_budget_that_is_spent_stops_before_the_next_batch(stored, budget, match):
+    limited = Store(stored.dsn, stored.pool, budget)
+    with pytest.raises(BudgetSpent, match=match):
+        await digest_all(limited, StubEngine())
+    status = await read_status(stored.pool)
+    assert 0 < status.embedded < ITEMS
+    assert status.embedded + status.pending == ITEMS
+    assert (await digest_all(stored, StubEngine())).embedded == ITEMS - status.embedded
+
+
+async def test_a_budget_in_dollars_goes_by_the_price_table(stored, tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[models.stub]\nprompt = 1000.0\ncompletion = 1000.0\nsource = "a test"\ndate = "2026-11-25"\n')
+    limited = Store(stored.dsn, stored.pool, Budget(usd=0.5, prices=prices))
+    with pytest.raises(BudgetSpent, match=r"of \$0\.50"):
+        await digest_all(limited, StubEngine())
+
+
+async def test_yesterdays_calls_are_not_todays(stored):
+    await digest_all(stored, StubEngine())
+    limited = Brakes(stored.pool, Budget(tokens=1))
+    with pytest.raises(BudgetSpent):
+        await limited.check()
+    async with stored.pool.connection() as connection:
+        await connection.execute("UPDATE engine_call SET intended_at = intended_at - interval '1 day'")
+        assert await used_today(connection) == []
+    await limited.check()
+
+
+async def test_the_answer_is_not_asked_of_the_database_each_time(stored, monkeypatch):
+    monkeypatch.setattr(brakes, "LOOK_SECONDS", 60.0)
+    held = Brakes(stored.pool)
+    await held.check()
+    await pause(stored.pool, "later")
+    await held.check()
+
+
+def test_a_paused_crawl_asks_github_nothing(environment, standin, world):
+    repository = world.add_repository("quillcap/marlframe")
+    world.add_item(repository, "issue")
+    github = {"GRAPHQL_URL": standin.graphql_url, "REST_URL": standin.url, "TOKENS": "token-a"}
+    environment |= {f"STARSEARCH_GITHUB_{name}": value for name, value in github.items()}
+    assert "begins anything new" in run_command(environment, "pause", "an audit").stdout
+    assert "already" in run_command(environment, "pause", "again").stdout
+    refused = run_command(environment, "crawl", "--repo", "quillcap/marlframe")
+    assert refused.returncode == 3
+    assert "(an audit): `starsearch resume`" in refused.stderr
+    assert standin.counters.all_requests == 0
+    assert "an audit" in " ".join(json.loads(run_command(environment, "status", "--json").stdout)["warnings"])
+    assert "goes on" in run_command(environment, "resume").stdout
+    assert "was not paused" in run_command(environment, "resume").stdout
+    assert run_command(environment, "crawl", "--repo", "quillcap/marlframe").returncode == 0
