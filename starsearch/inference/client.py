@@ -27,6 +27,7 @@ from starsearch.inference.balancer import Address, Balancer
 from starsearch.inference.dialects import UNKNOWN, Dialect, Entry
 from starsearch.inference.endpoints import BUSY, DNS, Endpoints, Resolve, out_of_credit, resolve
 from starsearch.inference.learned import Learned
+from starsearch.inference.network import Network
 from starsearch.inference.prompts import MIN_CONTEXT_TOKENS
 from starsearch.models import Spending
 
@@ -129,11 +130,10 @@ async def open_client(
 
     `transport` replaces the network, for the embedded engine and for tests; `balancer` and `resolve` likewise.
     """
-    limits = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE_SECONDS)
     timeout = httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS)
     endpoints = Endpoints(
         base_url,
-        transport or _network(base_url, limits),
+        transport or _network(base_url),
         patience_seconds=patience_seconds,
         balancer=balancer,
         resolve=resolve,
@@ -154,11 +154,12 @@ async def open_client(
         yield client
 
 
-def _network(base_url: str, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
-    """Connections, by the proxy that the environment names (HTTPS_PROXY, NO_PROXY): a client with a transport of its own looks at none."""
+def _network(base_url: str) -> Network:
+    """Connections, by the proxy that the environment names (HTTPS_PROXY, NO_PROXY), trusting whom the operating system trusts."""
     first = httpx2.URL(base_url.split(",", maxsplit=1)[0].strip().removeprefix(DNS))
     proxies = {} if proxy_bypass(first.netloc.decode("ascii")) else getproxies()
-    return httpx2.AsyncHTTPTransport(limits=limits, proxy=proxies.get(first.scheme) or proxies.get("all"))
+    proxy = proxies.get(first.scheme) or proxies.get("all")
+    return Network(keep_alive_seconds=KEEP_ALIVE_SECONDS, context=httpx2.create_ssl_context(), proxy=proxy)
 
 
 async def preflight(client: Client, wanted: str | None, *, purpose: str) -> Engine:

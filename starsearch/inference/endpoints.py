@@ -19,10 +19,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import httpx2
 
 from starsearch.inference.balancer import Address, Balancer, Endpoint
+from starsearch.inference.network import CONNECTED
 
 BUSY = {429, 502, 503, 504}
 DROPPED = {408, 409}  # and what is 500 and above
@@ -98,7 +100,7 @@ class Endpoints(httpx2.AsyncBaseTransport):
         self._resolving: asyncio.Task[None] | None = None
         self._resolve_at = 0.0
 
-    @property
+    @cached_property
     def base_url(self) -> httpx2.URL:
         """The address that the SDK builds its requests with; each is sent to one of the real ones."""
         return _plain(self.base_urls[0])
@@ -212,21 +214,19 @@ class Endpoints(httpx2.AsyncBaseTransport):
 
     def _addressed(self, request: httpx2.Request, endpoint: Endpoint, now: float) -> httpx2.Request:
         """The same request for this endpoint; once in a while it also asks how long the queue is."""
-        prefix = self.base_url.path.rstrip("/")
-        target = httpx2.URL(endpoint.address.base_url + request.url.raw_path.decode("ascii").removeprefix(prefix))
         headers = request.headers.copy()
         headers["host"] = endpoint.address.host
         if now >= endpoint.report_at and request.url.path.endswith("/chat/completions"):
             endpoint.report_at = now + REPORT_SECONDS
             headers[REPORT_WANTED] = "JSON"
 
-        async def trace(event: str, _: object) -> None:
-            if event == "connection.connect_tcp.complete":
-                self._balancer.connected(endpoint)
-                async with self._freed:
-                    self._freed.notify_all()
+        async def connected() -> None:
+            self._balancer.connected(endpoint)
+            async with self._freed:
+                self._freed.notify_all()
 
-        extensions = request.extensions | ({} if endpoint.reachable else {"trace": trace})
+        target = _target(endpoint.address, self.base_url.path, request.url.raw_path)
+        extensions = request.extensions | ({} if endpoint.reachable else {CONNECTED: connected})
         if target.scheme == "https":
             extensions["sni_hostname"] = endpoint.address.host.rsplit(":", 1)[0]
         return httpx2.Request(request.method, target, headers=headers, content=request.content, extensions=extensions)
@@ -285,6 +285,12 @@ class Endpoints(httpx2.AsyncBaseTransport):
             return [Address(str(plain), host)]
         port = plain.port or (443 if plain.scheme == "https" else 80)
         return [Address(str(plain.copy_with(host=ip, port=port)), host) for ip in await self._resolve(plain.host, port)]
+
+
+@lru_cache(1_000)
+def _target(address: Address, prefix: str, path: bytes) -> httpx2.URL:
+    """What `path` below the base URL's `prefix` is at an address. Kept, because httpx2 parses a URL for as long as it sends a request."""
+    return httpx2.URL(address.base_url + path.decode("ascii").removeprefix(prefix.rstrip("/")))
 
 
 def _plain(url: httpx2.URL) -> httpx2.URL:
