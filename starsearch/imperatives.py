@@ -19,8 +19,11 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _SENTENCE = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])\s+|\n")
 _LONGEST_PARAGRAPH = 600  # of one that goes as a whole; from a longer one goes what follows the command
 _OTHER_SCRIPT = re.compile("[\u0370-\u1fff\u3040-\ud7ff]")
-_WORD = re.compile(r"[^\W_]+")
+_HEAD = re.compile(r"(\w{1,5})\w*")  # the first five letters of a word
 _SPELLED = re.compile(r"(?:\b\w[ .\-_*]{1,3}){6,}\w\b")  # i g n o r e
+_SPELLED_INSIDE = re.compile(r"[ .\-_*]\w[ .\-_*]{1,3}\w[ .\-_*]")  # what it holds, for speed: it begins with what few characters are
+_EMPHASIS = str.maketrans("", "", "*_`~")
+_DIGIT_BEFORE, _DIGIT_INSIDE = re.compile("[01345][a-z]"), re.compile("[a-z][01345][a-z]")
 _LEET = str.maketrans("013457", "oieast")
 _REVERSED = ("snoitcurtsni", "erongi", "tpmorp")
 _OPENED, _CLOSED = re.compile(r"<\s{0,8}item\b", re.IGNORECASE), re.compile(r"[<\uff1c]\s{0,8}[/\uff0f]\s{0,8}item\b", re.IGNORECASE)
@@ -29,8 +32,8 @@ _OPENED, _CLOSED = re.compile(r"<\s{0,8}item\b", re.IGNORECASE), re.compile(r"[<
 def is_command(text: str) -> bool:
     """Whether a passage speaks to a language model: 1 in 500 real items holds one."""
     plain = _plain(text)
-    heads = {word[:5] for word in _WORD.findall(plain)}
-    if any(not heads.isdisjoint(words) and pattern.search(plain) for words, pattern in _PATTERNS):
+    heads = _HEADS.intersection(_HEAD.findall(plain))
+    if heads and any(not heads.isdisjoint(words) and pattern.search(plain) for words, pattern in _PATTERNS):
         return True
     return bool(_OTHER_SCRIPT.search(plain)) and any(pattern.search(plain) for pattern in _SCRIPT_PATTERNS)
 
@@ -76,13 +79,14 @@ def _plain(text: str) -> str:
         folded = unicodedata.normalize("NFKC", INVISIBLE.sub("", text)).casefold()
         if _OTHER_SCRIPT.search(folded):
             folded += "\n" + folded.translate(_LOOKALIKES)
-    for mark in "*_`~":
-        folded = folded.replace(mark, "")
-    if re.search("[a-z][01345][a-z]", folded):
+    folded = folded.translate(_EMPHASIS)
+    if _DIGIT_BEFORE.search(folded) and _DIGIT_INSIDE.search(folded):
         folded += "\n" + folded.translate(_LEET)
     if any(word in folded for word in _REVERSED):
         folded += "\n" + folded[::-1]
-    return _SPELLED.sub(lambda match: re.sub(r"[ .\-_*]", "", match[0]), folded)
+    if _SPELLED_INSIDE.search(folded):
+        folded = _SPELLED.sub(lambda match: re.sub(r"[ .\-_*]", "", match[0]), folded)
+    return folded
 
 
 _FORGET = (
@@ -259,4 +263,5 @@ _SCRIPTS = [
 ]
 _FLAGS = re.DOTALL | re.MULTILINE
 _PATTERNS = [(frozenset(heads.split()), re.compile(pattern, _FLAGS)) for heads, pattern in _ENGLISH + _LATIN]
+_HEADS = frozenset[str]().union(*(heads for heads, _ in _PATTERNS))
 _SCRIPT_PATTERNS = [re.compile(pattern, _FLAGS) for pattern in _SCRIPTS]

@@ -8,10 +8,13 @@ import re
 from collections.abc import Iterable
 
 # zero-width, bidirectional and invisible: soft hyphen, joiners, marks, fillers, tag characters (which can spell whole sentences)
-INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\U000e0000-\U000e0fff]"
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\U000e0000-\U000e0fff"
 )
-TERMINAL = re.compile(r"(?:\x1b\[|\x9b)[0-?]{0,30}[ -/]{0,5}[@-~]|\x1b\][^\x07\x1b]{0,500}(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
+INVISIBLE = re.compile(f"[{_INVISIBLE}]")
+TERMINAL = re.compile(rf"(?:\x1b\[|\x9b)[0-?]{{0,30}}[ -/]{{0,5}}[@-~]|\x1b\][^\x07\x1b]{{0,500}}(?:\x07|\x1b\\)|[{_CONTROL}]")
+HIDDEN = re.compile(f"[{_INVISIBLE}{_CONTROL}]")  # with which both begin
 LINK = re.compile(
     r"\b[a-z][a-z0-9+.-]{1,15}://[^\s<>\"'`)\]}|\\]{1,2000}"
     r"|\bwww\.[^\s<>\"'`)\]}|\\]{1,2000}"
@@ -25,7 +28,8 @@ _PUNCTUATION = ".,;:!?'\"*_"
 
 def visible(text: str) -> str:
     """The text as a reader of the rendered page sees it: without HTML comments, terminal sequences and invisible characters."""
-    return INVISIBLE.sub("", TERMINAL.sub("", _without_comments(text)))
+    text = _without_comments(text)
+    return INVISIBLE.sub("", TERMINAL.sub("", text)) if HIDDEN.search(text) else text
 
 
 def fence(tag: str, text: str, **attributes: str) -> str:
@@ -42,6 +46,8 @@ def defuse(text: str, *tags: str) -> str:
 
 def links(text: str) -> list[str]:
     """Every address in the text, as written, closing punctuation left out."""
+    if ":" not in text and "//" not in text and "www." not in text.lower():
+        return []  # most summaries, at once
     return [match[0].rstrip(_PUNCTUATION) for match in LINK.finditer(text)]
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from starsearch.imperatives import without_commands
 from starsearch.inference.grounding import Source, unfounded
 from starsearch.models import State
-from starsearch.untrusted import INVISIBLE, LOCAL, TERMINAL, links
+from starsearch.untrusted import HIDDEN, LOCAL, links
 
 MAX_WORDS = 120
 MAX_CHARACTERS = 2_000  # languages without spaces, and nonsense without any
@@ -28,17 +28,18 @@ MAX_COMMANDED = 1  # words that the item holds in such passages only
 
 _LABEL = re.compile(r"^\W{0,4}(?:search )?summary\W{0,4}:\W{0,4}", re.IGNORECASE)
 _EMPHASIS = re.compile(r"\*\*|__(?=\w)|(?<=\w)__(?!\w)")
+_SIGNS = re.compile(r"[\[\]`&<]")  # one of which all markup has
 _IMAGE_OR_LINK = re.compile(r"!\[|\]\(|\]\[|^\s{0,3}\[[^\]\n]{1,100}\]:|```|&#?\w{2,8};", re.MULTILINE)
 _TAG = re.compile(r"<(/?)([a-z!?][\w-]{0,30})([^<>]{0,500})>?", re.IGNORECASE)
-_ITSELF = re.compile(
-    r"\bas an ai\b|\blanguage model\b|\bi(?:'m| am) (?:sorry|unable|not able|afraid|an? )|"
-    r"\bi (?:can(?:not|'t| not)|won't|will not|apologi[sz]e)\b|\bsorry\b|"
-    r"\bmy (?:instructions?|system prompt|prompt|guidelines|training)\b|\bsystem prompt\b|"
-    r"\bhere(?:'s| is) (?:the|a|your) (?:\w{1,20} )?summary\b|"
-    r"^\W{0,3}(?:sure|certainly|of course|okay|absolutely|understood|acknowledged|as requested|as instructed)\b|"
-    r"\b(?:happy|glad) to (?:help|assist)\b|"
-    r"\b(?:no|not enough) (?:text|content|information) (?:was |is )?(?:provided|given|to summari[sz]e)\b"
+_ITSELF = re.compile(  # the letter that each begins with stands first: most words are passed over by it
+    r"\b(?:as an ai\b|language model\b|i(?:'m| am) (?:sorry|unable|not able|afraid|an? )|"
+    r"i (?:can(?:not|'t| not)|won't|will not|apologi[sz]e)\b|sorry\b|"
+    r"my (?:instructions?|system prompt|prompt|guidelines|training)\b|system prompt\b|"
+    r"here(?:'s| is) (?:the|a|your) (?:\w{1,20} )?summary\b|"
+    r"happy to (?:help|assist)\b|glad to (?:help|assist)\b|"
+    r"no(?:t enough)? (?:text|content|information) (?:was |is )?(?:provided|given|to summari[sz]e)\b)"
 )
+_OBLIGING = re.compile(r"\W{0,3}(?:sure|certainly|of course|okay|absolutely|understood|acknowledged|as requested|as instructed)\b")
 _DONE = re.compile(r"\b(?:is|was|been|got|now|already) (?:now |already |since |fully )?(?:fixed|resolved|merged|closed|solved|released)\b")
 _DONE_STEMS = ("fix", "resolv", "merge", "clos", "solv", "releas", "land", "ship", "done")
 _WORD = re.compile(r"[^\W_]+(?:'[a-z]{1,3})?")
@@ -57,6 +58,7 @@ _GENERIC = frozenset(
         explains proposes proposed suggests suggested change changes"""
     )
 )
+_UNCOUNTED = _FUNCTION_WORDS | _GENERIC
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def _form(summary: str, source: Source) -> Refusal | None:
 
 
 def _forbidden(summary: str, source: Source) -> Refusal | None:
-    if hidden := INVISIBLE.search(summary) or TERMINAL.search(summary):
-        return Refusal("hidden characters", f"U+{ord(hidden[0][0]):04X}")
+    if hidden := HIDDEN.search(summary):
+        return Refusal("hidden characters", f"U+{ord(hidden[0]):04X}")
     if markup := _markup(summary, source):
         return Refusal("markup", markup)
     foreign = [link for link in links(summary) if not (LOCAL.match(link) and source.holds(link))]
@@ -112,6 +114,8 @@ def _forbidden(summary: str, source: Source) -> Refusal | None:
 
 def _markup(summary: str, source: Source) -> str | None:
     """Markdown's links, images and code blocks, and HTML; a bare <name> is let through where the item has it: Vec<T>, <select>."""
+    if not _SIGNS.search(summary):
+        return None
     if found := _IMAGE_OR_LINK.search(summary):
         return found[0]
     for tag in _TAG.finditer(summary):
@@ -123,7 +127,7 @@ def _markup(summary: str, source: Source) -> str | None:
 
 def _subject(summary: str, source: Source, system: str) -> Refusal | None:
     plain = summary.casefold().replace("\u2019", "'")
-    if (found := _ITSELF.search(plain)) and not source.holds(found[0]):
+    if (found := _OBLIGING.match(plain) or _ITSELF.search(plain)) and not source.holds(found[0]):
         return Refusal("speaks of itself", found[0])
     words = _WORD.findall(plain)
     if echo := _shared_run(words, _runs_of(system)):
@@ -149,7 +153,7 @@ def _obedience(summary: str, source: Source, whole: Source | None) -> Refusal | 
 
 
 def _content(words: list[str]) -> list[str]:
-    return [word for word in words if word not in _FUNCTION_WORDS | _GENERIC]
+    return [word for word in words if word not in _UNCOUNTED]
 
 
 def _named(summary: str, source: Source) -> Refusal | None:

@@ -9,12 +9,14 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate
 
 _STEM = 5  # letters by which "crashes", "crashed" and "crashing" are one word
 _RUN = 4  # words of the item that may be one name in the summary
 _QUOTES = str.maketrans("\u2018\u2019\u201a\u2032\u201c\u201d\u201e\u00ab\u00bb\u2010\u2011\u2012\u2013\u2014\u2212", '\'\'\'\'"""""------')
 _MARKS = re.compile(r"[`*]")
 _ALNUM = re.compile(r"[^\W_]+")
+_WORDS = re.compile(r"\w+")  # twice as fast, for texts without underscores
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 _QUOTED = re.compile(r"`([^`\n]{1,300})`|\"([^\"\n]{1,400})\"|(?<!\w)'([^'\n]{2,300})'(?!\w)")
@@ -77,7 +79,7 @@ class Source:
 
     def __init__(self, text: str) -> None:
         self.text = _plain(text)
-        self._words = _ALNUM.findall(self.text)
+        self._words = _WORDS.findall(self.text.replace("_", " "))
         self.size = len(self._words)
 
     def holds(self, name: str) -> bool:
@@ -96,7 +98,7 @@ class Source:
     def spells(self, name: str) -> bool:
         """Whether the name's letters and digits stand in the text in a row, whatever stands between them."""
         letters = "".join(_ALNUM.findall(_plain(name)))
-        return bool(letters) and letters in self._runs
+        return bool(letters) and (letters in self._aliases or self._runs(letters))
 
     def begins(self, stems: Sequence[str]) -> bool:
         return any(word.startswith(tuple(stems)) for word in self._words)
@@ -113,16 +115,28 @@ class Source:
     def _prose(self) -> str:
         return f" {' '.join(self._words)} "
 
+    def _runs(self, letters: str) -> bool:
+        """Whether a few whole words in a row are these letters."""
+        together, ends = self._together
+        at = together.find(letters)
+        while at >= 0:
+            if at in ends and 0 < ends.get(at + len(letters), 0) - ends[at] <= _RUN:
+                return True
+            at = together.find(letters, at + 1)
+        return False
+
     @cached_property
-    def _runs(self) -> frozenset[str]:
-        ends = range(1, _RUN + 1)
-        return frozenset("".join(self._words[i : i + n]) for i in range(len(self._words)) for n in ends) | {
-            _ALIASES[word] for word in self._words if word in _ALIASES
-        }
+    def _together(self) -> tuple[str, dict[int, int]]:
+        """All words without what is between them, and how many of them end at a place."""
+        return "".join(self._words), {place: n for n, place in enumerate(accumulate(map(len, self._words), initial=0))}
+
+    @cached_property
+    def _aliases(self) -> frozenset[str]:
+        return frozenset(_ALIASES[word] for word in self._words if word in _ALIASES)
 
     @cached_property
     def _stems(self) -> frozenset[str]:
-        return frozenset({word[:_STEM] for word in self._words}) | {_stem(_ALIASES[word]) for word in self._words if word in _ALIASES}
+        return frozenset(map(_stem, {*self._words, *self._aliases}))
 
     @cached_property
     def _numbers(self) -> frozenset[str]:
