@@ -1,13 +1,12 @@
 """Crawl now: the followed list or named repositories, over GraphQL where there is a credential, else over REST."""
 
-import gc
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from starsearch.collecting import rare_collections
 from starsearch.cycle import GONE, Cycle
 from starsearch.errors import PreconditionMissing, RateLimited, StarsearchError
 from starsearch.fetching import Fetcher
@@ -26,9 +25,6 @@ from starsearch.store.repositories import count_followed, mark_failed, nodes_by_
 from starsearch.store.repository_leases import begin_sweep, claim_repositories, count_unswept, give_back_repositories
 
 log = logging.getLogger(__name__)
-
-COLLECT_AFTER = 50_000
-"""Objects made and not dropped until Python looks for cycles; its own 700 is reached three times in one answer of GitHub."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +69,13 @@ async def crawl(
     since = options.since or source.now - FIRST_REACH
     fetcher = Fetcher(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
     cycle = Cycle(source, fetcher, run.progress, host=options.host, batch=options.batch)
-    with _rare_collections():
+    with rare_collections():
         if repositories:
             await cycle.sweep(await to_sweep(store.pool, options.host, nodes, since=since))
         else:
             await _sweep_list(store, cycle, options.host, now=source.now, since=since)
     _tell(cycle.notes, named=bool(repositories))
     return failed | dict.fromkeys(cycle.gone, f"{GONE}: its items left search") | cycle.failed
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Look for cycles among young objects rarely: answers are trees of dictionaries, which hold none."""
-    before = gc.get_threshold()
-    gc.set_threshold(COLLECT_AFTER, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 async def _sweep_list(store: Store, cycle: Cycle, host: str, *, now: datetime, since: datetime) -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from starsearch.collecting import rare_collections
 from starsearch.cost import total_cost
 from starsearch.engines import Engines
 from starsearch.errors import (
@@ -26,8 +27,8 @@ from starsearch.errors import (
 from starsearch.github.client import Usage
 from starsearch.inference.client import counting
 from starsearch.inference.embed import embed_each
-from starsearch.inference.prompts import embedded_text
-from starsearch.inference.summarize import summarize, summary_key
+from starsearch.inference.prompts import Prompt, embedded_text
+from starsearch.inference.summarize import first_prompt, summarize
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
@@ -150,7 +151,8 @@ async def drain(
         totals = [min(total, allowance.items) for total in totals] if allowance else totals
         digesters = [_Digester(store, lane, run, number, slots, total, allowance) for lane, total in zip(lanes, totals, strict=True)]
         stop = asyncio.Event()
-        outcomes = await asyncio.gather(*(_work(digesters, stop, wait=not allowance) for _ in range(workers)), return_exceptions=True)
+        with rare_collections():
+            outcomes = await asyncio.gather(*(_work(digesters, stop, wait=not allowance) for _ in range(workers)), return_exceptions=True)
     async with store.pool.connection() as connection:
         run.counts.cost_usd = total_cost(await read_usage(connection, run_id=run.id), lanes[0].engines.prices)
     for outcome in outcomes:
@@ -282,9 +284,10 @@ class _Digester:
 
     async def _ask(self, batch: Batch, ledger: list[Call]) -> tuple[list[Digest], list[Failure]]:
         """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request."""
+        llm = self.engines.llm
         earlier = await earlier_summaries(self.store.pool, self.version, batch.items)
-        prompt_version = self.version.prompt_version
-        keys = {i.id: earlier.get(i.id) or summary_key(self.engines.llm, i, version=prompt_version) for i in batch.items}
+        prompts = {item.id: self._prompt(item) for item in batch.items if item.id not in earlier}
+        keys = earlier | {item_id: prompt.key(llm.model) for item_id, prompt in prompts.items()}
         turns = await take_turns(self.store.pool, self.version.id, batch, self.worker, keys)
         items = [item for item in batch.items if item.id not in turns.postponed]
         if not items:
@@ -293,11 +296,11 @@ class _Digester:
         for item in items:
             if keys[item.id] in turns.ours:
                 missing.setdefault(keys[item.id], []).append(item)
-        ledger += [Call("summary", self.engines.llm.model, [item.id for item in sharing]) for sharing in missing.values()]
+        ledger += [Call("summary", llm.model, [item.id for item in sharing]) for sharing in missing.values()]
         ledger.append(Call("embedding", self.engines.embedding.model, [item.id for item in items]))
         await intend(self.store.pool, self.run.id, batch.token, ledger)
         asked = zip(missing.values(), ledger, strict=False)
-        answers = await asyncio.gather(*(self._summarize(sharing[0], call) for sharing, call in asked))
+        answers = await asyncio.gather(*(self._summarize(item, prompts.get(item.id), call) for (item, *_), call in asked))
         outcomes: dict[bytes, Summary | DigestFailed] = {**turns.made, **dict(zip(missing, _blame(answers), strict=True))}
         pairs = [(item, outcomes[keys[item.id]]) for item in items]
         failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
@@ -305,11 +308,14 @@ class _Digester:
         digests, not_embedded = await self._embed(summarized, ledger[-1])
         return digests, failures + not_embedded
 
-    async def _summarize(self, item: DueItem, call: Call) -> Summary | DigestFailed | EngineUnavailable:
+    def _prompt(self, item: DueItem) -> Prompt:
+        return first_prompt(self.engines.llm, item, version=self.version.prompt_version)
+
+    async def _summarize(self, item: DueItem, prompt: Prompt | None, call: Call) -> Summary | DigestFailed | EngineUnavailable:
         async with self.slots:
             with counting() as call.spent:
                 try:
-                    summary = await summarize(self.engines.llm, item, version=self.version.prompt_version)
+                    summary = await summarize(self.engines.llm, item, prompt or self._prompt(item))
                 except DigestFailed as error:
                     call.outcome = error.reason
                     return error

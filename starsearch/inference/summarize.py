@@ -29,18 +29,18 @@ class _Answer:
     refusal: Refusal | None
 
 
-async def summarize(engine: Engine, item: DueItem, *, version: str = PROMPT_VERSION) -> Summary:
-    """Summarize one item by a prompt version; the tokens are those of all answers that it took.
+async def summarize(engine: Engine, item: DueItem, prompt: Prompt) -> Summary:
+    """Summarize one item, beginning with its `first_prompt`; the tokens are those of all answers that it took.
 
     Raises DigestFailed (the item's fault) or EngineUnavailable (nobody's attempt is counted).
     """
     cost = [0, 0]
-    answer = await _answer(engine, item, cost, version=version, again=False)
+    answer = await _answer(engine, item, prompt, cost)
     if answer.refusal:
-        answer = await _answer(engine, item, cost, version=version, again=True)
+        answer = await _answer(engine, item, first_prompt(engine, item, version=prompt.version, again=True), cost, again=True)
     refused = answer.refusal
     return Summary(
-        key=summary_key(engine, item, version=version),
+        key=prompt.key(engine.model),
         text=extractive.summarize(answer.prompt.text) if refused else answer.text,
         source="extractive" if refused or extractive.made(engine.model) else "model",
         gate_reason=refused.reason if refused else None,
@@ -50,14 +50,16 @@ async def summarize(engine: Engine, item: DueItem, *, version: str = PROMPT_VERS
     )
 
 
-def summary_key(engine: Engine, item: DueItem, *, version: str = PROMPT_VERSION) -> bytes:
-    return prompt_for(item, context_tokens=engine.context_tokens, version=version).key(engine.model)
+def first_prompt(engine: Engine, item: DueItem, *, version: str = PROMPT_VERSION, again: bool = False) -> Prompt:
+    """What an engine is asked of an item before it says that this is too long; the key of the summary is the plain one's."""
+    return prompt_for(item, context_tokens=engine.context_tokens, version=version, again=again)
 
 
-async def _answer(engine: Engine, item: DueItem, cost: list[int], *, version: str, again: bool) -> _Answer:
+async def _answer(engine: Engine, item: DueItem, prompt: Prompt, cost: list[int], *, again: bool = False) -> _Answer:
     """One answer past the gate; adds its tokens to `cost`. An engine that finds the text too long gets less of it, once."""
     for shrinks in range(SHRINKS + 1):
-        prompt = prompt_for(item, context_tokens=engine.context_tokens, version=version, shrinks=shrinks, again=again)
+        if shrinks:
+            prompt = prompt_for(item, context_tokens=engine.context_tokens, version=prompt.version, shrinks=shrinks, again=again)
         try:
             said = await _ask(engine, prompt)
             cost[:] = [before + more for before, more in zip(cost, charge(said.usage), strict=True)]

@@ -12,8 +12,8 @@ import pytest
 from starsearch.errors import DigestFailed, EngineUnavailable
 from starsearch.inference.client import Engine, counting, open_client
 from starsearch.inference.prompts import MAX_SUMMARY_TOKENS, instructions
-from starsearch.inference.summarize import SHRINKS, summarize, summary_key
-from starsearch.models import DueItem
+from starsearch.inference.summarize import SHRINKS, first_prompt, summarize
+from starsearch.models import DueItem, Summary
 from tests.stub_engine import completion, failure
 
 LONG_BODY = "word " * 20_000
@@ -54,11 +54,15 @@ def choice(content: Any, finish_reason: str = "stop") -> dict[str, Any]:
     return {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
 
 
+async def summary_of(engine: Engine, item: DueItem) -> Summary:
+    return await summarize(engine, item, first_prompt(engine, item))
+
+
 async def test_a_summary_tells_its_key_and_what_it_cost():
     item = due()
     async with engine(completion("  The totals\nare doubled in autumn.\n")) as (opened, asked):
-        summary = await summarize(opened, item)
-        assert summary.key == summary_key(opened, item)
+        summary = await summary_of(opened, item)
+        assert summary.key == first_prompt(opened, item).key(opened.model)
     assert (summary.text, summary.source, summary.gate_reason) == ("The totals are doubled in autumn.", "model", None)
     assert (summary.prompt_tokens, summary.completion_tokens) == (10, 5)
     [body] = asked
@@ -68,7 +72,7 @@ async def test_a_summary_tells_its_key_and_what_it_cost():
 
 async def test_summaries_of_the_embedded_engine_are_marked():
     async with engine(completion("The totals are doubled."), model="embedded-extractive-v1") as (opened, _):
-        assert (await summarize(opened, due())).source == "extractive"
+        assert (await summary_of(opened, due())).source == "extractive"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ async def test_summaries_of_the_embedded_engine_are_marked():
 async def test_a_useless_answer_fails_the_item_and_may_be_tried_again(said, reason):
     async with engine(said) as (opened, _):
         with pytest.raises(DigestFailed) as caught:
-            await summarize(opened, due())
+            await summary_of(opened, due())
     assert (caught.value.reason, caught.value.permanent) == (reason, False)
 
 
@@ -101,7 +105,7 @@ async def test_a_useless_answer_fails_the_item_and_may_be_tried_again(said, reas
 async def test_no_answer_is_translated(error, kind):
     async with engine(error) as (opened, _):
         with pytest.raises(kind):
-            await summarize(opened, due())
+            await summary_of(opened, due())
 
 
 @pytest.mark.parametrize(
@@ -119,8 +123,8 @@ async def test_no_answer_is_translated(error, kind):
 async def test_after_two_answers_that_do_not_pass_the_items_own_sentences_stand(said, reason):
     async with engine(said) as (opened, asked):
         item = due()
-        summary = await summarize(opened, item)
-        assert summary.key == summary_key(opened, item)
+        summary = await summary_of(opened, item)
+        assert summary.key == first_prompt(opened, item).key(opened.model)
     assert (summary.text, summary.source, summary.gate_reason) == ("Doubled in autumn.", "extractive", reason)
     assert [body["messages"][0]["content"] for body in asked] == [instructions("v2"), instructions("v2", again=True)]
     assert [body["max_tokens"] for body in asked] == [MAX_SUMMARY_TOKENS, 2 * MAX_SUMMARY_TOKENS]
@@ -128,7 +132,7 @@ async def test_after_two_answers_that_do_not_pass_the_items_own_sentences_stand(
 
 async def test_both_answers_are_paid_for_and_the_second_may_pass():
     async with engine(completion(UNFOUNDED), completion(GOOD)) as (opened, asked):
-        summary = await summarize(opened, due())
+        summary = await summary_of(opened, due())
     assert (summary.text, summary.source, summary.gate_reason) == (GOOD, "model", None)
     assert (summary.prompt_tokens, summary.completion_tokens) == (20, 10)
     assert len(asked) == 2
@@ -137,15 +141,15 @@ async def test_both_answers_are_paid_for_and_the_second_may_pass():
 async def test_an_answer_that_cannot_be_read_costs_what_came_before_it():
     async with engine(completion(UNFOUNDED), answer(choices=[], usage=None)) as (opened, _):
         with counting() as spent, pytest.raises(DigestFailed, match="no choices"):
-            await summarize(opened, due())
+            await summary_of(opened, due())
     assert (spent.requests, spent.prompt_tokens, spent.completion_tokens) == (2, 10, 5)
 
 
 async def test_a_text_that_is_too_long_is_cut_once():
     item = due(body=LONG_BODY)
     async with engine(httpx2.Response(400, json=TOO_LONG), completion("Words and words, as the totals are wrong.")) as (opened, asked):
-        summary = await summarize(opened, item)
-        assert summary.key == summary_key(opened, item)  # known by the whole text, however much of it was read
+        summary = await summary_of(opened, item)
+        assert summary.key == first_prompt(opened, item).key(opened.model)  # known by the whole text, however much of it was read
     assert summary.source == "model"
     first, second = (len(body["messages"][1]["content"]) for body in asked)
     assert first / second == pytest.approx(4, rel=0.05)
@@ -154,7 +158,7 @@ async def test_a_text_that_is_too_long_is_cut_once():
 async def test_a_text_that_is_refused_at_any_length_is_given_up():
     async with engine(httpx2.Response(400, json=TOO_LONG)) as (opened, asked):
         with pytest.raises(DigestFailed, match="too long") as caught:
-            await summarize(opened, due(body=LONG_BODY))
+            await summary_of(opened, due(body=LONG_BODY))
     assert (caught.value.reason, caught.value.permanent) == ("HTTP 400", True)
     assert len(asked) == SHRINKS + 1
 
@@ -164,7 +168,7 @@ async def test_a_template_without_a_system_role_gets_the_same_text_in_one_turn_f
     refused = httpx2.Response(400, json={"error": {"message": message, "code": 400}})
     async with engine(refused, completion(GOOD)) as (opened, asked):
         for _ in range(2):
-            assert (await summarize(opened, due())).text == GOOD
+            assert (await summary_of(opened, due())).text == GOOD
     roles = [[message["role"] for message in body["messages"]] for body in asked]
     assert roles == [["system", "user"], ["user"], ["user"]]
     system, user = asked[0]["messages"]
@@ -183,31 +187,31 @@ async def test_a_template_without_a_system_role_gets_the_same_text_in_one_turn_f
 )
 async def test_models_known_to_have_no_system_role_are_asked_so_at_once(model, turns):
     async with engine(completion(GOOD), model=model) as (opened, asked):
-        await summarize(opened, due())
+        await summary_of(opened, due())
     assert [len(body["messages"]) for body in asked] == [turns]
 
 
 async def test_an_engine_that_takes_no_seed_is_not_sent_one_again():
     async with engine(httpx2.Response(400, json=NO_SEED), completion(GOOD)) as (opened, asked):
         for _ in range(2):
-            await summarize(opened, due())
+            await summary_of(opened, due())
     assert ["seed" in body for body in asked] == [True, False, False]
 
 
 async def test_a_400_about_roles_that_one_turn_does_not_cure_ends():
     async with engine(httpx2.Response(400, json=NO_ROLES)) as (opened, asked):
         with pytest.raises(DigestFailed, match="roles"):
-            await summarize(opened, due())
+            await summary_of(opened, due())
     assert len(asked) == 1 + SHRINKS + 1
 
 
 async def test_what_no_database_takes_is_cleaned():
     async with engine(answer(choices=[choice("Totals\0 are doubled\ud800 in\r\nautumn")])) as (opened, _):
-        assert (await summarize(opened, due())).text == "Totals\ufffd are doubled\ufffd in autumn"
+        assert (await summary_of(opened, due())).text == "Totals\ufffd are doubled\ufffd in autumn"
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": None}])
 async def test_an_engine_that_does_not_tell_its_tokens_costs_nothing(usage):
     async with engine(answer(choices=[choice(GOOD)], usage=usage)) as (opened, _):
-        summary = await summarize(opened, due())
+        summary = await summary_of(opened, due())
     assert (summary.prompt_tokens, summary.completion_tokens) == (0, 0)
