@@ -6,7 +6,6 @@ quality. Tests that kill a server or give it a short context start one of their 
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -41,8 +40,6 @@ OFFLINE = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 STARTS_WITHIN_SECONDS = 400
-# a model of random weights says nothing: what is wrong with its text is its own fault, and named
-ITS_OWN_FAULT = re.compile(r"dead letter: unreadable answer")
 
 
 @pytest.fixture
@@ -120,8 +117,9 @@ async def accounted_for(store, number):
     print(f"\n{status}")
     assert status.known == status.stored == number
     assert status.complete
-    assert status.embedded + status.dead_letters == number
-    assert [gap for gap in status.gaps if not ITS_OWN_FAULT.match(gap.reason)] == []  # no 503, no lost connection, no timeout
+    # a model of random weights says nothing that passes the gate: its items have their own sentences, and none is lost over a 503,
+    # a broken connection or a timeout
+    assert (status.embedded, status.dead_letters, status.gaps) == (number, 0, [])
     return status
 
 
