@@ -23,6 +23,7 @@ from starsearch.inference.embed import embed
 from starsearch.jsonl import read_items
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.settings import Settings
+from starsearch.store.ledger import read_usage
 from starsearch.store.search import search
 from starsearch.store.versions import active_version
 from tests.processes import free_port
@@ -129,9 +130,13 @@ async def test_five_hundred_items_are_all_accounted_for_and_none_is_lost_to_a_fu
     rejected, served = metric("vllm:admission_rejections_total"), metric("vllm:prompt_tokens_total")
     run, _ = await run_pipeline(store, settings, real_items(500), 500)
     rejected, served = metric("vllm:admission_rejections_total") - rejected, metric("vllm:prompt_tokens_total") - served
-    print(f"{run.counts}; vLLM refused {rejected:.0f} requests and read {served:.0f} tokens")
+    async with store.pool.connection() as connection:
+        [spent] = [usage for usage in await read_usage(connection) if usage.purpose == "summary"]
+    print(f"{run.counts}; vLLM refused {rejected:.0f} requests and read {served:.0f} tokens; the ledger of summaries: {spent}")
     assert rejected > 0
-    assert run.counts.llm_requests >= 500
+    assert spent.requests == run.counts.llm_requests >= 500
+    # what it read of a request that timed out, only vLLM knows; the ledger knows that there was one
+    assert spent.prompt_tokens == served if not spent.unanswered else spent.prompt_tokens <= served
 
 
 async def test_a_hundred_items_embedded_by_vllm_are_found(store, vllm, real_items):
