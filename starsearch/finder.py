@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
 
 from starsearch.engines import probe_remote
 from starsearch.errors import NotStored, PreconditionMissing, QueryUnusable
@@ -17,7 +20,7 @@ from starsearch.storage import open_store
 from starsearch.store.database import Pool
 from starsearch.store.identity import check_models
 from starsearch.store.nearest import NO_FILTERS
-from starsearch.store.search import MAX_LIMIT, Mode, check_limit, clean_query, search, stored_vector
+from starsearch.store.search import MAX_LIMIT, Mode, check_limit, clean_query, search, stored_vector, weigh
 from starsearch.store.versions import active_version
 
 PATIENCE_SECONDS = 5.0  # somebody waits for the answer
@@ -38,20 +41,23 @@ class Finder:
     _opened: dict[int, Engine] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters = NO_FILTERS, limit: int = 10) -> Found:
-        """The best hits, best first.
+    async def find(self, query: str, *, mode: Mode = "hybrid", filters: Filters = NO_FILTERS, limit: int = 10, places: int = 0) -> Found:
+        """The best hits, best first, and where those after them stand, down to `places` in all.
 
         Raises QueryUnusable and NotStored for what cannot be searched for, EngineUnavailable, DigestFailed where the engine cannot embed
         the query, VersionMismatch where it has another model now.
         """
         check_limit(limit)
-        query, vector = clean_query(query), None
+        query = clean_query(query)
+        words, (version, vector) = await asyncio.gather(weigh(self.pool, query, mode=mode), self._embed(query, mode))
+        return await search(self.pool, version, query, vector, mode=mode, filters=filters, limit=limit, places=places, words=words)
+
+    async def _embed(self, query: str, mode: Mode) -> tuple[IndexVersion, NDArray[Any] | None]:
         version = await self._serving()
-        if mode != "text":
-            engine = await self._engine(version)
-            vectors, _ = await embed(engine, [query], dimensions=sent_dimensions(version))
-            vector = vectors[0]
-        return await search(self.pool, version, query, vector, mode=mode, filters=filters, limit=limit)
+        if mode == "text":
+            return version, None
+        vectors, _ = await embed(await self._engine(version), [query], dimensions=sent_dimensions(version))
+        return version, vectors[0]
 
     async def engine(self) -> Engine:
         """The engine that embeds for the version that serves now."""

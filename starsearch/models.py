@@ -404,6 +404,16 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a ranked item stands, without its texts. vector, text: None in a mode without one."""
+
+    item_id: int
+    score: float
+    vector: float | None
+    text: float | None
+
+
+@dataclass(frozen=True)
 class Word:
     """A word of a question: how many items hold it, what that makes it worth, and whether it picks candidates."""
 
@@ -424,8 +434,19 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Found:
+    """rest: the places after the hits, where they were asked for."""
+
     hits: list[Hit]
     explanation: Explanation = field(default_factory=Explanation)
+    rest: list[Place] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of an answer, checked before anybody sees it. Each citation [n] in it is citations[n]."""
+
+    text: str
+    citations: dict[int, Hit]
 
 
 @dataclass(frozen=True)

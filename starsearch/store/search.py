@@ -16,7 +16,7 @@ from psycopg import AsyncCursor, sql
 from psycopg.rows import class_row, dict_row
 
 from starsearch.errors import QueryUnusable
-from starsearch.models import Explanation, Filters, Found, Hit, IndexVersion, Word, clean
+from starsearch.models import Explanation, Filters, Found, Hit, IndexVersion, Place, Word, clean
 from starsearch.store.database import Pool
 from starsearch.store.nearest import DEPTH, FILTERS, NO_FILTERS, Nearest, Path, filter_parameters, find_nearest
 from starsearch.store.statements import statement
@@ -31,7 +31,7 @@ MAX_QUERY = 2_000  # characters; more than any engine's window needs to understa
 MAX_LIMIT = 1_000
 
 
-async def search(
+async def search(  # noqa: PLR0913 each is something that a search may be told
     pool: Pool,
     version: IndexVersion,
     query: str,
@@ -40,25 +40,38 @@ async def search(
     mode: Mode = "hybrid",
     filters: Filters = NO_FILTERS,
     limit: int = 10,
+    places: int = 0,
+    words: Sequence[Word] | None = None,
     path: Path | None = None,
 ) -> Found:
-    """The best `limit` hits, best first, and how they were found.
+    """The best `limit` hits, best first, and how they were found; and where those after them stand, down to `places` in all.
 
-    vector: (dimensions,) of the query, by the version's own model; None for mode text. path: of the vector leg; None: the better one.
+    vector: (dimensions,) of the query, by the version's own model; None for mode text. words: of the query, where `weigh` was asked
+    already. path: of the vector leg; None: the better one.
     Raises QueryUnusable for a limit out of range, NotStored for a repository that is not in the database.
     """
     check_limit(limit)
-    depth = max(limit, DEPTH)
+    places = max(limit, places)
+    depth = max(places, DEPTH)
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         asked = await filter_parameters(cursor, filters)
-        words = [] if mode == "vector" else await _weigh(cursor, clean_query(query))
+        if words is None:
+            words = await _weigh(cursor, mode, clean_query(query))
         near = Nearest()
         if mode != "text" and vector is not None:
             near = await find_nearest(cursor, version, vector, asked, count=depth, path=path)
         parameters = {"mode": mode, "nearest": near.ids, "vector": None if vector is None else HalfVector(vector)}
-        await cursor.execute(ranking(version, depth=depth, limit=limit), asked | parameters | _word_parameters(words))
-        hits = [_hit(row) for row in await cursor.fetchall()]
-    return Found(hits, Explanation(near.path, near.matching, tuple(words)))
+        statement = ranking(version, depth=depth, places=places, limit=limit)
+        await cursor.execute(statement, asked | parameters | _word_parameters(words))
+        rows = await cursor.fetchall()
+    explanation = Explanation(near.path, near.matching, tuple(words))
+    return Found([_hit(row) for row in rows[:limit]], explanation, [_place(row) for row in rows[limit:]])
+
+
+async def weigh(pool: Pool, query: str, *, mode: Mode = "hybrid") -> list[Word]:
+    """The words of a question as `search` weighs them, for asking beside the embedding, which takes as long."""
+    async with pool.connection() as connection, connection.cursor() as cursor:
+        return await _weigh(cursor, mode, clean_query(query))
 
 
 @dataclass(frozen=True)
@@ -97,8 +110,10 @@ def check_limit(limit: int) -> None:
         raise QueryUnusable(f"the limit is {limit:,}, and must be between 1 and {MAX_LIMIT:,}")
 
 
-async def _weigh(cursor: AsyncCursor[Any], query: str) -> list[Word]:
-    """The question's words that occur anywhere, the rarest first; those that pick candidates are marked."""
+async def _weigh(cursor: AsyncCursor[Any], mode: Mode, query: str) -> list[Word]:
+    """The question's words that occur anywhere, the rarest first; those that pick candidates are marked. None by vector alone."""
+    if mode == "vector":
+        return []
     async with cursor.connection.cursor(row_factory=class_row(_Weighed)) as weighing:
         await weighing.execute(_composed("weigh", {"most": sql.Literal(COUNTED)}), {"query": query})
         weighed = [word for word in await weighing.fetchall() if word.items]
@@ -127,11 +142,12 @@ def _word_parameters(words: Sequence[Word]) -> dict[str, Any]:
     }
 
 
-def ranking(version: IndexVersion, *, depth: int, limit: int) -> sql.Composed:
+def ranking(version: IndexVersion, *, depth: int, places: int, limit: int) -> sql.Composed:
     values = {
         "version": version.id,
         "dimensions": version.dimensions,
         "depth": depth,
+        "places": places,
         "limit": limit,
         "candidates": CANDIDATES,
         "flat": FLAT,
@@ -148,6 +164,10 @@ def _composed(name: str, values: dict[str, Any]) -> sql.Composed:
 def _hit(row: dict[str, Any]) -> Hit:
     scores = {"vector": _rounded(row.pop("cosine")), "text": _rounded(row.pop("word_score"))}
     return Hit(**row | {"score": round(float(row["score"]), 4), "scores": scores})
+
+
+def _place(row: dict[str, Any]) -> Place:
+    return Place(row["id"], round(float(row["score"]), 4), _rounded(row["cosine"]), _rounded(row["word_score"]))
 
 
 def _rounded(value: float | None) -> float | None:

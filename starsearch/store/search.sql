@@ -29,15 +29,23 @@ WITH word AS MATERIALIZED (
   FROM worded w
   JOIN digest d ON d.version_id = {version} AND d.item_id = w.id AND d.partition_at = w.partition_at
   WHERE w.id = ANY (%(nearest)s) OR w.id IN (SELECT id FROM worded WHERE words > 0 ORDER BY words DESC, id LIMIT {depth})
+), best AS MATERIALIZED (
+  SELECT
+    id, summary_key, cosine, words,
+    CASE %(mode)s WHEN 'vector' THEN cosine WHEN 'text' THEN words ELSE cosine + {text_weight} * words END AS score
+  FROM scored
+  WHERE %(mode)s <> 'text' OR words > 0
+  ORDER BY score DESC, id
+  LIMIT {places}
+), placed AS (
+  -- only the first ones are read in full: the texts of a hundred take as long as finding them
+  SELECT *, row_number() OVER (ORDER BY score DESC, id) AS place FROM best
 )
 SELECT
-  i.id, i.url, r.full_name AS repo, i.number, i.type, i.state, i.author, i.labels, i.title, s.text AS summary, s.source AS summary_source,
-  CASE %(mode)s WHEN 'vector' THEN cosine WHEN 'text' THEN scored.words ELSE cosine + {text_weight} * scored.words END AS score,
-  cosine, scored.words AS word_score, i.created_at, i.updated_at, i.closed_at
-FROM scored
-JOIN item i ON i.id = scored.id
-JOIN repository r ON r.id = i.repository_id
-JOIN summary s ON s.key = scored.summary_key
-WHERE %(mode)s <> 'text' OR scored.words > 0
-ORDER BY score DESC, i.id
-LIMIT {limit}
+  placed.id, i.url, r.full_name AS repo, i.number, i.type, i.state, i.author, i.labels, i.title, s.text AS summary,
+  s.source AS summary_source, score, cosine, placed.words AS word_score, i.created_at, i.updated_at, i.closed_at
+FROM placed
+LEFT JOIN item i ON i.id = CASE WHEN place <= {limit} THEN placed.id END
+LEFT JOIN repository r ON r.id = i.repository_id
+LEFT JOIN summary s ON s.key = CASE WHEN place <= {limit} THEN placed.summary_key END
+ORDER BY place

@@ -9,7 +9,8 @@ import binascii
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass
+
+from starsearch.models import Place
 
 HIT = struct.Struct("<qhhh")  # item id; score, cosine, words in ten-thousandths; NONE for a mode without one
 NONE = -32_768
@@ -21,23 +22,13 @@ class BadCursor(ValueError):
     """A cursor that this server did not make for this question."""
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """One place in a ranked list."""
-
-    item_id: int
-    score: float
-    vector: float | None
-    text: float | None
-
-
-def pack(key: bytes, question: str, version: str, rest: list[Ranked]) -> str:
+def pack(key: bytes, question: str, version: str, rest: list[Place]) -> str:
     """version: the first 12 hexadecimal characters of the index version's fingerprint."""
     body = bytes.fromhex(version) + b"".join(HIT.pack(r.item_id, _small(r.score), _small(r.vector), _small(r.text)) for r in rest)
     return base64.urlsafe_b64encode(_sign(key, question, body) + body).decode().rstrip("=")
 
 
-def unpack(key: bytes, question: str, cursor: str) -> tuple[str, list[Ranked]]:
+def unpack(key: bytes, question: str, cursor: str) -> tuple[str, list[Place]]:
     """The index version and the places left. Raises BadCursor for anything that `pack` did not return for this question."""
     try:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
@@ -46,7 +37,7 @@ def unpack(key: bytes, question: str, cursor: str) -> tuple[str, list[Ranked]]:
     signature, body = raw[:SIGNATURE_BYTES], raw[SIGNATURE_BYTES:]
     if not hmac.compare_digest(signature, _sign(key, question, body)):
         raise BadCursor("not ours")
-    places = [Ranked(item_id, _large(score) or 0.0, _large(v), _large(t)) for item_id, score, v, t in HIT.iter_unpack(body[VERSION_BYTES:])]
+    places = [Place(item_id, _large(score) or 0.0, _large(v), _large(t)) for item_id, score, v, t in HIT.iter_unpack(body[VERSION_BYTES:])]
     return body[:VERSION_BYTES].hex(), places
 
 

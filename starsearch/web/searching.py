@@ -14,7 +14,7 @@ from starsearch.engines import open_llm
 from starsearch.errors import PreconditionMissing
 from starsearch.finder import Finder
 from starsearch.inference.client import Engine
-from starsearch.models import Answer, Hit
+from starsearch.models import Answer, Hit, Place
 from starsearch.settings import Settings
 from starsearch.store.database import Pool
 from starsearch.store.reading import hits_of_items
@@ -90,9 +90,10 @@ class Searching:
             return await self._turn_page(asked, asked.cursor)
         async with self.turnstile.turn():
             with self._metrics.search_seconds.labels(asked.mode).time():
-                hits, version = await self._rank(asked)
-        places = [cursors.Ranked(hit.id, hit.score, hit.scores["vector"], hit.scores["text"]) for hit in hits[asked.limit :]]
-        return Found(hits[: asked.limit], version, await self._cursor(asked, version, places))
+                finder = await self.finder()
+                found = await finder.find(asked.q, mode=asked.mode, filters=asked.filters(), limit=asked.limit, places=MOST)
+        version = finder.version.fingerprint[:12]
+        return Found(found.hits, version, await self._cursor(asked, version, found.rest))
 
     async def ask(self, question: str, narrowed: Narrowed) -> Answer:
         """An answer with citations. Raises Refused, and what asking.ask raises."""
@@ -121,11 +122,6 @@ class Searching:
         async with self.pool.connection() as connection:
             await connection.execute("SELECT")
 
-    async def _rank(self, asked: SearchQuery) -> tuple[list[Hit], str]:
-        finder = await self.finder()
-        found = await finder.find(asked.q, mode=asked.mode, filters=asked.filters(), limit=MOST)
-        return found.hits, finder.version.fingerprint[:12]
-
     async def like(self, address: str, narrowed: Narrowed, limit: int) -> Found:
         """The items nearest to one of ours, itself left out. Raises Refused, and what Finder.like raises."""
         async with self.turnstile.turn():
@@ -143,7 +139,7 @@ class Searching:
             hits = await hits_of_items(self.pool, {p.item_id: (p.score, {"vector": p.vector, "text": p.text}) for p in shown})
         return Found(hits, version, await self._cursor(asked, version, rest))
 
-    async def _cursor(self, asked: SearchQuery, version: str, places: list[cursors.Ranked]) -> str | None:
+    async def _cursor(self, asked: SearchQuery, version: str, places: list[Place]) -> str | None:
         return cursors.pack(await self._key(), asked.question, version, places) if places else None
 
     async def _key(self) -> bytes:

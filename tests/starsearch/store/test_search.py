@@ -242,7 +242,7 @@ async def test_ranking_reads_the_words_index_and_no_table_whole(store, many):
         asked = await nearest_module.filter_parameters(cursor, Filters())
         parameters = asked | {"mode": "hybrid", "nearest": [1, 2, 3], "vector": HalfVector(axis(1))}
         parameters |= {"words": ["'router'"], "rarities": [1.0], "picks": "'router'"}
-        await cursor.execute(sql.SQL("EXPLAIN {}").format(ranking(many, depth=100, limit=10)), parameters)
+        await cursor.execute(sql.SQL("EXPLAIN {}").format(ranking(many, depth=100, places=10, limit=10)), parameters)
         plan = "\n".join(line for (line,) in await cursor.fetchall())
     assert "item_words" in plan
     assert "Seq Scan on item" not in plan

@@ -2,7 +2,7 @@
 
 import pytest
 
-from starsearch.models import Hit
+from starsearch.models import Hit, Place
 from starsearch.web import cursors, plots
 from starsearch.web.shown import GIST, cited, gist, marked, safe_link, shown, with_parameters, words_of
 
@@ -59,7 +59,7 @@ def test_only_what_was_chosen_is_in_an_address():
 
 
 def test_a_cursor_gives_back_what_went_in():
-    places = [cursors.Ranked(2**40, 1.2345, 0.9876, 1.0), cursors.Ranked(7, -0.25, None, 0.0)]
+    places = [Place(2**40, 1.2345, 0.9876, 1.0), Place(7, -0.25, None, 0.0)]
     cursor = cursors.pack(b"key", "question", "0123456789ab", places)
     assert cursors.unpack(b"key", "question", cursor) == ("0123456789ab", places)
     for key, question in ((b"other", "question"), (b"key", "other")):
