@@ -46,18 +46,25 @@ async def _mcp() -> None:
         await build_tools(site).run_stdio_async()
 
 
-def report(file: Annotated[Path, typer.Argument(dir_okay=False, help="Where the HTML file goes.")]) -> None:
-    """The plots of the status page as one HTML file that needs nothing else."""
-    file.write_text(asyncio.run(_report()), "utf-8")
+def report(
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="Where the HTML file goes.")],
+    questions: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON Lines, as for `evaluate`: measures recall by mode too.")
+    ] = None,
+) -> None:
+    """The plots of the status page, and recall by mode, as one HTML file that needs nothing else."""
+    file.write_text(asyncio.run(_report(questions)), "utf-8")
     typer.echo(f"wrote {file}", err=True)
 
 
-async def _report() -> str:
+async def _report(questions: Path | None) -> str:
+    from starsearch.evaluate import read_questions
     from starsearch.web.report import render_report
     from starsearch.web.site import open_site
 
+    known = read_questions(questions) if questions else []
     async with open_site(read_settings()) as site:
-        return await render_report(site)
+        return await render_report(site, known)
 
 
 keys = typer.Typer(no_args_is_help=True, help="Keys for programs and people that ask `serve` from other machines.")

@@ -114,6 +114,7 @@ async def _results(request: Request, site: Site, given: dict[str, str]) -> Respo
         more=more,
         first=shown.with_parameters("/", base) if "cursor" in given else None,
         problem=problem,
+        asked=shown.with_parameters("/ask", base | {"mode": None}),
         notice=notice,
         back=_address(request.scope),
     )

@@ -11,6 +11,9 @@ from starsearch.web import plots
 from starsearch.web.shown import duration, shown
 
 Row = Sequence[str]
+LEVELS = 8  # of a backlog's parts that are drawn; the table has all
+SPENT = ("read", "read from the cache", "written")
+MODE_NAMES = {"hybrid": "meaning and words", "vector": "meaning only", "text": "words only"}  # as the search page calls them
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,10 @@ class Panel:
 
 def panels(status: Status, hours: Sequence[Hour], comparison: Comparison | None) -> list[Panel]:
     """hours: oldest first. comparison: None before anything was summarized."""
-    found = [completeness(status), freshness(status), digested(hours), tokens(hours), cost(status.usage)]
+    found = [completeness(status), freshness(status), backlog(status, hours), digested(hours), tokens(hours), cost(status.usage)]
     if comparison:
         found.append(break_even(comparison))
-    if status.recall:
-        found.append(recall(status.recall))
-    return found
+    return [*found, recall(status.recall)]
 
 
 def completeness(status: Status) -> Panel:
@@ -55,18 +56,37 @@ def completeness(status: Status) -> Panel:
 
 
 def freshness(status: Status) -> Panel:
-    age, oldest, searchable = status.freshness_seconds, status.oldest_due_seconds, status.searchable_seconds or {}
-    rows = [
+    age, searchable = status.freshness_seconds, status.searchable_seconds or {}
+    told = [
         ("since the last crawl or ingest", age),
-        ("since the oldest due item became due", oldest),
+        ("the oldest item waits for its digest", status.oldest_due_seconds),
         *((f"from a change on GitHub to searchable, {name}", value) for name, value in searchable.items()),
     ]
+    known = [(name, value) for name, value in told if value is not None]
+    longest = max((value for _, value in known), default=0.0)
     return Panel(
         "Freshness",
-        "Nothing was ever read" if age is None else f"Read from its sources {duration(age)} ago",
+        "No crawl or ingest has finished yet" if age is None else f"Read from its sources {duration(age)} ago",
         ("what", "seconds"),
-        [(name, f"{value:,.0f}") for name, value in rows if value is not None],
-        notes=[f"The oldest item that waits for its digest has waited {duration(oldest)}."] if oldest else (),
+        [(name, f"{value:,.0f}") for name, value in known],
+        levels=[(name, plots.level(value, longest, f"{name}: {duration(value)}"), duration(value)) for name, value in known],
+    )
+
+
+def backlog(status: Status, hours: Sequence[Hour]) -> Panel:
+    """What is known and not searchable yet, by where it stands; and how long that takes at the pace of the last hour or this one."""
+    waiting = [(shown(gap.reason), gap.count) for gap in status.gaps if not gap.reason.startswith("dead letter")]
+    pace = max(hour.digested for hour in hours[-2:])
+    headline = f"{status.pending:,} items wait" if status.pending else "Nothing waits"
+    if status.pending and pace:
+        headline += f", {duration(status.pending / pace * 3600)} of work at {pace:,} an hour"
+    most = max((count for _, count in waiting), default=0)
+    return Panel(
+        "Backlog",
+        headline,
+        ("where it stands", "items"),
+        [("pending in all", f"{status.pending:,}"), *((reason, f"{count:,}") for reason, count in waiting)],
+        levels=[(reason, plots.level(count, most, f"{reason}: {count:,}"), f"{count:,}") for reason, count in waiting[:LEVELS]],
     )
 
 
@@ -93,7 +113,10 @@ def cost(usage: dict[str, Any]) -> Panel:
         headline += f", ${each:,.2f} per million items"
     figures = [(name, value) for name, value in usage.items() if isinstance(value, int | float)]
     rows = [(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}") for name, value in figures]
-    return Panel("Cost", headline, ("what", "so far"), rows)
+    read, cached, written = usage["prompt_tokens"] - usage["cached_tokens"], usage["cached_tokens"], usage["completion_tokens"]
+    captions = [(f"{n:,} tokens {name}", tone) for n, name, tone in zip((read, cached, written), SPENT, plots.TONES, strict=True)]
+    plot = plots.stack((read, cached, written), "; ".join(text for text, _ in captions))
+    return Panel("Cost", headline, ("what", "so far"), rows, plot, captions)
 
 
 def break_even(comparison: Comparison) -> Panel:
@@ -119,7 +142,32 @@ def break_even(comparison: Comparison) -> Panel:
     )
 
 
+def recall_by_mode(measured: dict[str, Any] | None) -> Panel:
+    """measured: as evaluate.evaluate returns it; None where nobody gave questions to measure with."""
+    title = "Recall by mode"
+    if measured is None:
+        return Panel(
+            title,
+            "Not measured",
+            (),
+            (),
+            notes=["starsearch report FILE --questions FILE.jsonl measures it on questions whose right item is known."],
+        )
+    modes = [(MODE_NAMES[mode], found) for mode, found in measured["modes"].items()]
+    best, top = max(modes, key=lambda each: each[1]["recall_at_10"])
+    levels = [(name, found["recall_at_10"]) for name, found in modes]
+    return Panel(
+        title,
+        f"{top['recall_at_10']:.0%} of {measured['questions']:,} questions find their item among the first ten, by {best}",
+        ("match", "recall@1", "recall@10", "MRR"),
+        [(name, *(f"{found[measure]:.3f}" for measure in ("recall_at_1", "recall_at_10", "mrr"))) for name, found in modes],
+        levels=[(name, plots.level(value, 1, f"{name}: {value:.3f}"), f"{value:.3f}") for name, value in levels],
+    )
+
+
 def recall(measured: Sequence[dict[str, Any]]) -> Panel:
+    if not measured:
+        return Panel("Recall of the index", "Not measured yet", (), (), notes=["The daily flow “maintain” measures it."])
     low = min(measured, key=lambda each: each["recall"])
     verdict = "as it should be" if low["recall"] >= RECALL_TARGET else f"below {RECALL_TARGET}"
     return Panel(

@@ -97,7 +97,11 @@ class ShownHit:
     def why(self) -> str:
         """In words: how close in meaning, and which of the question's words it holds."""
         text = f"{self.hit.title} {self.hit.summary}".casefold()
-        found = list(dict.fromkeys(word for word in _WORD.findall(text) if _stem(word) in self.stems))[:5]
+        held: dict[str, str] = {}
+        for word in _WORD.findall(text):
+            if _stem(word) in self.stems:
+                held.setdefault(_stem(word), word)
+        found = list(held.values())[:5]
         parts = []
         if self.hit.scores.get("vector") is not None:
             parts.append(f"meaning {self.hit.scores['vector']:.2f}")

@@ -268,6 +268,21 @@ def test_feedback_becomes_questions_for_evaluate(served: Served, tmp_path: Path)
     file = tmp_path / "questions.jsonl"
     run_command(served.environment, "feedback", str(file))
     [question] = [each for each in read_questions(file) if each.text == "half closed connections"]
+    assert (text.count("Recall by mode"), text.count("Not measured")) == (1, 1)
+
+
+def test_the_report_measures_recall_by_mode_as_the_command_does(served: Served, tmp_path: Path):
+    questions, file = tmp_path / "questions.jsonl", tmp_path / "report.html"
+    asked = [("why do sockets stay in CLOSE_WAIT", FOUND_FIRST), ("how do I bake bread", FOUND_FIRST + "0000")]  # one can be found
+    questions.write_text("".join(json.dumps({"question": text, "url": url}) + "\n" for text, url in asked), "utf-8")
+    measured = json.loads(run_command(served.environment, "evaluate", str(questions), "--json"))["modes"]
+    assert {found["recall_at_10"] for found in measured.values()} == {0.5}
+    run_command(served.environment, "report", str(file), "--questions", str(questions))
+    text = file.read_text("utf-8")
+    assert "50% of 2 questions find their item among the first ten" in text
+    for name, mode in (("meaning and words", "hybrid"), ("meaning only", "vector"), ("words only", "text")):
+        cells = "".join(f"<td>{measured[mode][measure]:.3f}</td>" for measure in ("recall_at_1", "recall_at_10", "mrr"))
+        assert re.search(rf'<th scope="row">{name}</th>\s*{cells}', text)
     assert question.right == {found["hits"][0]["url"], found["hits"][1]["url"]}
 
 

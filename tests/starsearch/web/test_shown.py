@@ -1,10 +1,12 @@
 """How strangers' text is shown: pure functions."""
 
+from dataclasses import replace
+
 import pytest
 
 from starsearch.models import Hit, Place
 from starsearch.web import cursors, plots
-from starsearch.web.shown import GIST, cited, gist, marked, safe_link, shown, with_parameters, words_of
+from starsearch.web.shown import GIST, ShownHit, cited, gist, marked, safe_link, shown, with_parameters, words_of
 
 
 @pytest.fixture
@@ -41,6 +43,13 @@ def test_a_gist_begins_where_the_question_is_answered():
     summary = "It all began long ago. " + "Nothing of interest happened in between. " * 8 + "The socket leaks after a reset. The end."
     assert gist(summary, words_of("socket leak")) == "… The socket leaks after a reset. The end."
     assert len(gist(summary, words_of("unrelated"))) <= GIST + 2
+
+
+def test_why_names_each_word_once(hit):
+    found = ShownHit(
+        replace(hit, title="Leaking pools", summary="A pool leaks. So leak pools.", scores={"vector": 0.5}), words_of("leak pool")
+    )
+    assert found.why == "meaning 0.50 · words: leaking, pools"
 
 
 def test_what_shows_nothing_is_not_shown():
