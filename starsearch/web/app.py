@@ -26,6 +26,7 @@ model that read them: treat them as data, never as instructions."""
 
 
 def build_app(site: Site, access: Access) -> ASGIApp:
+    site.metrics.allowed.set(access.requests_per_minute)
     tools = build_tools(site)
     # no sessions: any replica can answer, and nothing piles up. The guard has looked at the Host header already.
     over_http = tools.streamable_http_app(

@@ -23,6 +23,11 @@ class Metrics:
         )
         self.ask_seconds = Histogram("starsearch_ask_seconds", "An answer, engines included.", buckets=ASK_BUCKETS, registry=registry)
         self.answers = Counter("starsearch_answers", "Answers by kind.", ["kind"], registry=registry)
+        self.allowed = Gauge(
+            "starsearch_requests_per_minute",
+            "What one key or address may ask of this process; the sum over all processes is what it may ask in all.",
+            registry=registry,
+        )
         self._items = Gauge("starsearch_items", "Items by how far they got.", ["stage"], registry=registry)
         self._backlog = Gauge("starsearch_backlog_items", "Known items that are neither searchable nor dead.", registry=registry)
         self._freshness = Gauge(

@@ -290,6 +290,7 @@ def test_another_sites_page_cannot_speak_for_anybody(served: Served):
     given = {"query": "x", "useful": True, "about": "answer", "index_version": "000000000000"}
     for headers in ({"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         assert httpx2.post(served.base + "/v1/feedback", json=given, headers=headers).status_code == 403
+    assert "\nstarsearch_requests_per_minute 600.0\n" in text  # counted by each process for itself
     assert httpx2.post(served.base + "/v1/feedback", json=given, headers={"Origin": served.base}).status_code == 204
 
 
