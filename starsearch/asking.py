@@ -4,7 +4,7 @@ Where summaries are extractive there is no model that could answer: then the nea
 """
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -13,10 +13,10 @@ from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 from starsearch import extractive
 from starsearch.errors import StarsearchError
 from starsearch.finder import Finder
-from starsearch.inference.answer import answer, checked
+from starsearch.inference.answer import Say, answer
 from starsearch.inference.client import Engine, counting
 from starsearch.inference.embed import embed
-from starsearch.models import Answer, Counts, Filters, Hit
+from starsearch.models import Answer, Counts, Filters, Hit, Piece
 from starsearch.serving import sent_dimensions
 from starsearch.store.database import Pool
 from starsearch.store.ledger import Call, intend, settle
@@ -33,15 +33,25 @@ CLOSE = {"minilm-l6-v2": 0.40}
 _SENTENCE = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])\s+|\n+")
 
 
-async def ask(finder: Finder, llm: Engine, question: str, *, filters: Filters = NO_FILTERS) -> Answer:
-    """Raises what Finder.find does, and DigestFailed where the model gives no usable answer. Its call is in the ledger."""
+async def ask(
+    finder: Finder, llm: Engine, question: str, *, filters: Filters = NO_FILTERS, say: Callable[[Piece], None] = lambda _: None
+) -> Answer:
+    """Raises what Finder.find does, and DigestFailed where the model gives no usable answer. Its call is in the ledger.
+
+    `say` gets the answer piece by piece while it is written, each checked; an answer that then turns out to be none (text None), or an
+    error, takes back what was said.
+    """
     found = await finder.find(question, filters=filters, limit=SOURCES)
     threshold = CLOSE.get(finder.version.embedding_model, 0.0)
     close = [hit for hit in found.hits if (hit.scores["vector"] or 0) >= threshold]
     reply = None
     kind = "quotes" if extractive.made(llm.model) else "model"
+
+    def tell(text: str, numbers: list[int]) -> None:
+        say(Piece(text, {number: close[number - 1] for number in numbers}))
+
     if close:
-        reply = await (_quote(finder, question, close) if kind == "quotes" else _answer(finder, llm, question, close))
+        reply = await (_quote(finder, question, close, tell) if kind == "quotes" else _answer(finder, llm, question, close, tell))
     version = finder.version.fingerprint[:12]
     if reply is None:
         return Answer(question, None, "nothing close", {}, found.hits, version)
@@ -49,17 +59,17 @@ async def ask(finder: Finder, llm: Engine, question: str, *, filters: Filters = 
     return Answer(question, text, kind, {number: close[number - 1] for number in cited}, found.hits, version)
 
 
-async def _answer(finder: Finder, llm: Engine, question: str, hits: Sequence[Hit]) -> tuple[str, list[int]] | None:
+async def _answer(finder: Finder, llm: Engine, question: str, hits: Sequence[Hit], say: Say) -> tuple[str, list[int]] | None:
     call = Call("answer", llm.model, [])
     async with _accounted(finder.pool, call):
         try:
             with counting() as call.spent:
-                text = await answer(llm, question, hits)
+                reply = await answer(llm, question, hits, say)
             call.outcome = "ok"
         except StarsearchError as error:
             call.outcome = getattr(error, "reason", "no answer")
             raise
-    return checked(text, hits)
+    return reply
 
 
 @asynccontextmanager
@@ -79,13 +89,16 @@ async def _accounted(pool: Pool, call: Call) -> AsyncIterator[None]:
         await finish_run(pool, run_id, Counts(llm_requests=call.spent.requests, seconds=call.spent.seconds))
 
 
-async def _quote(finder: Finder, question: str, hits: Sequence[Hit]) -> tuple[str, list[int]]:
+async def _quote(finder: Finder, question: str, hits: Sequence[Hit], say: Say) -> tuple[str, list[int]]:
     """The sentences nearest to the question, each with the number of where it stands."""
     sentences = [(number, text) for number, hit in enumerate(hits, 1) for text in _sentences(hit)]
     engine = await finder.engine()
     vectors, _ = await embed(engine, [question, *(text for _, text in sentences)], dimensions=sent_dimensions(finder.version))
     nearest = [sentences[n] for n in np.argsort(-(vectors[1:] @ vectors[0]))[:QUOTES]]
-    return "\n".join(f"\u201c{text}\u201d [{number}]" for number, text in nearest), list(dict.fromkeys(number for number, _ in nearest))
+    lines = [f"\u201c{text}\u201d [{number}]" for number, text in nearest]
+    for line, (number, _) in zip(lines, nearest, strict=True):
+        say(line if line is lines[0] else f"\n{line}", [number])
+    return "\n".join(lines), list(dict.fromkeys(number for number, _ in nearest))
 
 
 def _sentences(hit: Hit) -> list[str]:

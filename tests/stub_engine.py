@@ -3,7 +3,7 @@
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import httpx2
 import numpy as np
@@ -32,7 +32,9 @@ class StubEngine:
         self.asked[text] += 1
         if isinstance(answer, Exception):
             raise answer
-        return answer or completion(f"Summary of {text.splitlines()[1]}")
+        answer = answer or completion(f"Summary of {text.splitlines()[1]}")
+        whole = answer.headers.get("content-type") == "application/json" and answer.status_code == 200
+        return streamed(answer) if body.get("stream") and whole else answer
 
 
 def completion(text: str, finish_reason: str = "stop") -> httpx2.Response:
@@ -40,6 +42,27 @@ def completion(text: str, finish_reason: str = "stop") -> httpx2.Response:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     fields = {"id": "c", "object": "chat.completion", "created": 0, "model": "stub", "choices": [choice], "usage": usage}
     return httpx2.Response(200, json=fields)
+
+
+def streamed(answer: httpx2.Response, characters: int = 3, broken: bool = False) -> httpx2.Response:
+    """The same completion as events of a few characters each; broken: the connection is lost before the last ones."""
+    fields = answer.json()
+    text, usage = fields["choices"][0].get("message", {}).get("content", ""), fields["usage"]
+
+    async def events() -> AsyncIterator[bytes]:
+        for at in range(0, len(text), characters):
+            yield event(choices=[{"index": 0, "delta": {"content": text[at : at + characters]}}])
+        if broken:
+            raise httpx2.ReadError("closed")
+        yield event(choices=[], usage=usage)
+        yield b"data: [DONE]\n\n"
+
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=events())
+
+
+def event(**fields: object) -> bytes:
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "stub", **fields}
+    return f"data: {json.dumps(chunk)}\n\n".encode()
 
 
 def nonsense() -> httpx2.Response:

@@ -208,6 +208,28 @@ async def complete(engine: Engine, messages: Sequence[Mapping[str, str]], **opti
         return ChatCompletion.construct(**json.loads(answer.content))
 
 
+async def written(engine: Engine, messages: Sequence[Mapping[str, str]], **options: Any) -> AsyncIterator[str]:
+    """One chat request, its text as the engine writes it; what it cost is charged at the end.
+
+    Raises as `complete` does, also in the middle, and DigestFailed where nothing was written.
+    """
+    body: Any = {"model": engine.model, "messages": messages, "stream_options": {"include_usage": True}, **options}
+    stream = await engine.client.chat.completions.create(stream=True, **body)
+    usage, wrote = None, False
+    try:
+        async with stream:
+            async for chunk in stream:
+                usage = chunk.usage or usage  # some tell it once at the end, some the sum so far with every piece
+                for choice in chunk.choices or ():
+                    if choice.delta.content:
+                        wrote = True
+                        yield choice.delta.content
+    finally:
+        charge(usage)
+    if not wrote:
+        raise DigestFailed("unreadable answer", "the engine wrote nothing, or does not stream")
+
+
 def check_context(engine: Engine) -> None:
     """Raises ContextTooSmall where no item worth summarizing fits."""
     if engine.context_tokens is not None and engine.context_tokens < MIN_CONTEXT_TOKENS:

@@ -24,7 +24,7 @@ from functools import cached_property, lru_cache
 import httpx2
 
 from starsearch.inference.balancer import Address, Balancer, Endpoint
-from starsearch.inference.network import CONNECTED
+from starsearch.inference.network import CONNECTED, EVENTS
 
 BUSY = {429, 502, 503, 504}
 DROPPED = {408, 409}  # and what is 500 and above
@@ -115,8 +115,10 @@ class Endpoints(httpx2.AsyncBaseTransport):
         attempts = _Attempts(patience)
         while True:
             async with self._place(attempts) as endpoint:
-                if endpoint is None or await self._try(endpoint, request, attempts):
+                if endpoint is None:
                     return attempts.outcome()
+                if await self._try(endpoint, request, attempts):
+                    return self._flowing(endpoint, attempts.outcome())
             await self._back_off(attempts)
 
     async def ask(self, address: Address, path: str, headers: dict[str, str]) -> httpx2.Response:
@@ -140,9 +142,19 @@ class Endpoints(httpx2.AsyncBaseTransport):
         try:
             yield endpoint
         finally:
-            endpoint.outstanding -= 1
-            async with self._freed:
-                self._freed.notify()
+            await self._leave(endpoint)
+
+    async def _leave(self, endpoint: Endpoint) -> None:
+        endpoint.outstanding -= 1
+        async with self._freed:
+            self._freed.notify()
+
+    def _flowing(self, endpoint: Endpoint, answer: httpx2.Response) -> httpx2.Response:
+        """An answer that comes in pieces holds a place of its own until it is over."""
+        if not answer.is_closed and isinstance(answer.stream, httpx2.AsyncByteStream):
+            endpoint.outstanding += 1
+            answer.stream = _Pieces(answer.stream, self._answered, lambda: self._leave(endpoint))
+        return answer
 
     async def _wait_for_place(self, attempts: _Attempts) -> Endpoint | None:
         """A request that was never sent waits as long as others are answered: each of those ends."""
@@ -232,13 +244,15 @@ class Endpoints(httpx2.AsyncBaseTransport):
         return httpx2.Request(request.method, target, headers=headers, content=request.content, extensions=extensions)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        """Sent and read to the end, so that the request counts as outstanding until then."""
+        """Sent and read to the end, so that the request counts as outstanding until then; but for one that comes as events."""
         self._sent()
         try:
             answer = await self._inner.handle_async_request(request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
             self._answered()  # nobody got it
             raise
+        if answer.headers.get("content-type", "").startswith(EVENTS):
+            return answer
         try:
             await answer.aread()
         finally:
@@ -291,6 +305,26 @@ class Endpoints(httpx2.AsyncBaseTransport):
 def _target(address: Address, prefix: str, path: bytes) -> httpx2.URL:
     """What `path` below the base URL's `prefix` is at an address. Kept, because httpx2 parses a URL for as long as it sends a request."""
     return httpx2.URL(address.base_url + path.decode("ascii").removeprefix(prefix.rstrip("/")))
+
+
+class _Pieces(httpx2.AsyncByteStream):
+    """An answer on its way, and what is to be done when it came to its end, and when it is over however it ended."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, ended: Callable[[], None], over: Callable[[], Awaitable[None]]) -> None:
+        self._inner = inner
+        self._ended = ended
+        self._over = over
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._inner:
+            yield piece
+        self._ended()
+
+    async def aclose(self) -> None:
+        try:
+            await self._inner.aclose()
+        finally:
+            await self._over()
 
 
 def _plain(url: httpx2.URL) -> httpx2.URL:

@@ -2,11 +2,11 @@
 
 httpx2's own spend 0.6 ms of CPU a request on their pool, three times as much as everything else that the client does with it
 (benchmarks/README.md). The SDK brings a transport like this one (DefaultAioHttpClient); this one tells a connection that was never
-made from one that broke off, which decides whether an item may be at fault, and reads each answer to its end.
+made from one that broke off, which decides whether an item may be at fault, and reads each answer to its end, but for events.
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ import yarl
 NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # headers that aiohttp would add of its own
 CONNECTED = "starsearch.connected"
 """Key of a request's extension: an async function to be called when a new connection was made for it."""
+EVENTS = "text/event-stream"
+"""What an answer says that it is when it comes piece by piece."""
 
 # the first that fits; whatever else goes wrong while an answer is awaited is a connection that broke off
 _ERRORS: list[tuple[type[Exception], type[httpx2.TransportError]]] = [
@@ -50,7 +52,7 @@ class Network(httpx2.AsyncBaseTransport):
         """Raises httpx2.TransportError."""
         timeout = request.extensions.get("timeout", {})
         with _translated():
-            async with self._session.request(
+            answer = await self._session.request(
                 request.method,
                 yarl.URL(str(request.url), encoded=True),
                 headers=request.headers.multi_items(),
@@ -60,12 +62,30 @@ class Network(httpx2.AsyncBaseTransport):
                 server_hostname=request.extensions.get("sni_hostname"),
                 proxy=self._proxy,
                 trace_request_ctx=request.extensions.get(CONNECTED),
-            ) as answer:
+            )
+            if answer.content_type == EVENTS:
+                return httpx2.Response(answer.status, headers=answer.raw_headers, stream=_Coming(answer))
+            async with answer:
                 body = await answer.read()
         return httpx2.Response(answer.status, headers=answer.raw_headers, stream=httpx2.ByteStream(body))
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+class _Coming(httpx2.AsyncByteStream):
+    """An answer as it comes in. Its connection is kept where it came to its end."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _translated():
+            async for piece in self._answer.content.iter_any():
+                yield piece
+
+    async def aclose(self) -> None:
+        self._answer.release()
 
 
 async def _tell_connected(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionCreateEndParams) -> None:

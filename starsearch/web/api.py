@@ -1,8 +1,7 @@
 """/v1: search, items, status and feedback for programs. The OpenAPI document is made from these functions."""
 
-import asyncio
-import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import orjson
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from starsearch.explain import explain
-from starsearch.models import Answer
+from starsearch.models import Answer, Hit, Piece
 from starsearch.store.reading import read_item
 from starsearch.store.web import store_feedback
 from starsearch.web.problems import Problem, Refused, refusal
@@ -50,15 +49,14 @@ def site_of(request: Request) -> Site:
     return site
 
 
-BEAT_SECONDS = 10.0  # so that no proxy takes a model that thinks for a dead connection
-EVENTS_TOLD = """`asked` at once; `text` with the answer's pieces, once it is written and its citations are checked; `answer` with all of
-it (question, answer, kind, citations, index_version, hits); or `problem` in its place (status, title, detail)."""
+EVENTS_TOLD = """`asked` at once. `text` for each piece of the answer while it is written: its text, and the citations in it, each checked
+before it is sent. At the end the verdict: `answer` with all of it (question, answer, kind, citations, index_version, hits), where a null
+answer takes back the pieces; or `problem` (status, title, detail), which leaves them unfinished."""
 EVENT = {
     "type": "object",
     "properties": {"event": {"enum": ["asked", "text", "answer", "problem"]}, "data": {"type": "string", "description": "JSON."}},
     "required": ["event", "data"],
 }
-_PIECE = re.compile(r"\S+\s*|\s+")
 TheSite = Annotated[Site, Depends(site_of)]
 Name = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -84,18 +82,18 @@ async def ask(asked: Annotated[AskQuery, Query()], site: TheSite) -> Response:
 
 async def _events(site: Site, asked: AskQuery) -> AsyncIterator[bytes]:
     yield _event("asked", {"question": asked.q})
-    answering = asyncio.create_task(site.searching.ask(asked.q, asked))
     try:
-        while not (await asyncio.wait({answering}, timeout=BEAT_SECONDS))[0]:
-            yield b": still at it\n\n"
-        answer = answering.result()
-        for piece in _PIECE.findall(answer.text or ""):
-            yield _event("text", {"text": piece})
-        yield _event("answer", answer_shape(answer).model_dump(mode="json"))
+        async with aclosing(site.searching.answering(asked.q, asked)) as answering:
+            async for told in answering:
+                yield b": still at it\n\n" if told is None else _told(told)
     except Exception as error:
         yield _event("problem", refusal(error).problem.model_dump())
-    finally:
-        answering.cancel()  # whoever asked has gone
+
+
+def _told(told: Piece | Answer) -> bytes:
+    if isinstance(told, Answer):
+        return _event("answer", answer_shape(told).model_dump(mode="json"))
+    return _event("text", {"text": told.text, "citations": [each.model_dump() for each in _citations(told.citations)]})
 
 
 def answer_shape(answer: Answer) -> AnswerShape:
@@ -103,10 +101,14 @@ def answer_shape(answer: Answer) -> AnswerShape:
         question=answer.question,
         answer=answer.text,
         kind=answer.kind,
-        citations=[Citation(number=n, url=hit.url, repo=hit.repo, title=hit.title) for n, hit in answer.citations.items()],
+        citations=_citations(answer.citations),
         index_version=answer.index_version,
         hits=[HitShape.model_validate(hit) for hit in answer.hits],
     )
+
+
+def _citations(cited: dict[int, Hit]) -> list[Citation]:
+    return [Citation(number=n, url=hit.url, repo=hit.repo, title=hit.title) for n, hit in cited.items()]
 
 
 def _event(name: str, value: dict[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """The pages, rendered here and readable without JavaScript; htmx only saves reloading what stays the same."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.types import Scope
 
 from starsearch.errors import EngineUnavailable
+from starsearch.models import Piece
 from starsearch.store.web import find_key, store_feedback
 from starsearch.web import shown
 from starsearch.web.api import TheSite, stored_item
@@ -22,7 +24,7 @@ from starsearch.web.searching import Found
 from starsearch.web.shapes import PAGE, AskQuery, Feedback, Narrowed, SearchQuery
 from starsearch.web.site import Site
 
-ANSWER_GOES_HERE = "<!-- the answer -->"
+GOES_HERE = "<!-- here -->"  # twice on the page of an answer: where its pieces go, and what follows it
 BODY = 20_000  # characters of an item's text; the rest is read on GitHub
 FILTERS = {
     "repo": "repository",
@@ -112,9 +114,9 @@ async def _results(request: Request, site: Site, given: dict[str, str]) -> Respo
         hits=hits,
         chips=chips,
         more=more,
+        asked=shown.with_parameters("/ask", base | {"mode": None}),
         first=shown.with_parameters("/", base) if "cursor" in given else None,
         problem=problem,
-        asked=shown.with_parameters("/ask", base | {"mode": None}),
         notice=notice,
         back=_address(request.scope),
     )
@@ -133,29 +135,36 @@ async def _find(site: Site, asked: SearchQuery) -> tuple[Found, str | None]:
 
 @router.get("/ask")
 async def ask_page(request: Request, site: TheSite) -> Response:
-    """The page is sent at once up to where the answer goes, and the rest when it is written: it streams without a script."""
+    """The page is sent at once up to where the answer goes, and the answer while it is written: it streams without a script."""
     given = {name: value for name, value in request.query_params.items() if value}
     if not given:
         return page("ask.html", given=given, asking=False)
     asked = AskQuery.model_validate(given)
-    before, after = environment.get_template("ask.html").render(given=given, asking=True).split(ANSWER_GOES_HERE)
+    before, between, after = environment.get_template("ask.html").render(given=given, asking=True).split(GOES_HERE)
 
     async def parts() -> AsyncIterator[str]:
         yield before
-        yield await _answer(site, asked, _address(request.scope))
+        async with aclosing(_answer(site, asked, _address(request.scope), between)) as answer:
+            async for part in answer:
+                yield part
         yield after
 
     return StreamingResponse(parts(), media_type="text/html; charset=utf-8")
 
 
-async def _answer(site: Site, asked: AskQuery, back: str) -> str:
+async def _answer(site: Site, asked: AskQuery, back: str, between: str) -> AsyncGenerator[str, None]:
+    """The answer's pieces; then, after what stands between, the verdict and what was found."""
     template = environment.get_template("answer.html")
     try:
-        answer = await site.searching.ask(asked.q, asked)
-        text, hits = shown.cited(answer.text or "", answer.citations), shown.shown_hits(answer.hits, asked.q)
-        return template.render(problem=None, answer=answer, text=text, hits=hits, given={"q": asked.q}, back=back)
+        async with aclosing(site.searching.answering(asked.q, asked)) as answering:
+            async for told in answering:
+                if isinstance(told, Piece):
+                    yield shown.cited(told.text, told.citations)
+                elif told:
+                    hits = shown.shown_hits(told.hits, asked.q)
+                    yield between + template.render(problem=None, answer=told, hits=hits, given={"q": asked.q}, back=back)
     except Exception as error:  # the page has begun: what went wrong goes where the answer would
-        return template.render(problem=refusal(error).problem)
+        yield between + template.render(problem=refusal(error).problem)
 
 
 @router.get("/items/{owner}/{name}/{number}")

@@ -35,8 +35,8 @@ WORDS = {"extra_forbidden": "there is no such parameter", "missing": "is missing
 LATER: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((psycopg.errors.QueryCanceled,), "this took too long and was stopped: ask with fewer or rarer words, or name a repository"),
     ((psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests), "the database does not answer right now"),
-    ((EngineUnavailable,), "the engine that understands questions does not answer right now; by words only (mode=text) works"),
-    ((DigestFailed,), "the engine could not answer this question; try other words, or words only (mode=text)"),
+    ((EngineUnavailable,), "the engine does not answer right now; search by words only (mode=text) works"),
+    ((DigestFailed,), "the engine could not answer this question; try again, or search by words only (mode=text)"),
     ((PreconditionMissing,), ""),  # its own sentence says what to do
 )
 

@@ -5,16 +5,17 @@ carry, nobody waits for ever, and a page can be turned.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starsearch.asking import ask
 from starsearch.engines import open_llm
 from starsearch.errors import PreconditionMissing
 from starsearch.finder import Finder
 from starsearch.inference.client import Engine
-from starsearch.models import Answer, Hit, Place
+from starsearch.models import Answer, Hit, Piece, Place
 from starsearch.settings import Settings
 from starsearch.store.database import Pool
 from starsearch.store.reading import hits_of_items
@@ -29,6 +30,8 @@ AT_ONCE = 8  # searches in PostgreSQL and the engine at the same time
 ASKING = 4  # answers being written
 QUEUE = 400  # searches that wait; the next one is told to come back
 WAIT_SECONDS = 20.0
+BEAT_SECONDS = 10.0  # so that no proxy takes a model that thinks for a dead connection
+Value = TypeVar("Value")
 
 
 class Turnstile:
@@ -56,6 +59,13 @@ class Turnstile:
             yield
         finally:
             self._free.release()
+
+
+async def _within(seconds: float, coming: Coroutine[Any, Any, Value]) -> Value | None:
+    try:
+        return await asyncio.wait_for(coming, seconds)
+    except TimeoutError:
+        return None
 
 
 def _busy() -> Refused:
@@ -95,13 +105,38 @@ class Searching:
         version = finder.version.fingerprint[:12]
         return Found(found.hits, version, await self._cursor(asked, version, found.rest))
 
-    async def ask(self, question: str, narrowed: Narrowed) -> Answer:
-        """An answer with citations. Raises Refused, and what asking.ask raises."""
+    async def ask(self, question: str, narrowed: Narrowed, say: Callable[[Piece], None] = lambda _: None) -> Answer:
+        """An answer with citations; `say` gets its pieces while it is written. Raises Refused, and what asking.ask raises."""
         async with self.asking.turn():
             with self._metrics.ask_seconds.time():
-                answer = await ask(await self.finder(), await self._open_llm(), question, filters=narrowed.filters())
+                answer = await ask(await self.finder(), await self._open_llm(), question, filters=narrowed.filters(), say=say)
         self._metrics.answers.labels(answer.kind).inc()
         return answer
+
+    async def answering(self, question: str, narrowed: Narrowed) -> AsyncGenerator[Piece | Answer | None, None]:
+        """The pieces of an answer, and all of it at the end; None now and then while nothing is said. Raises as `ask` does.
+
+        Ends the work when nobody listens any more.
+        """
+        said: asyncio.Queue[Piece | Answer | Exception] = asyncio.Queue()
+
+        async def work() -> None:
+            try:
+                said.put_nowait(await self.ask(question, narrowed, said.put_nowait))
+            except Exception as error:
+                said.put_nowait(error)
+
+        working = asyncio.create_task(work())
+        try:
+            while True:
+                told = await _within(BEAT_SECONDS, said.get())
+                if isinstance(told, Exception):
+                    raise told
+                yield told
+                if isinstance(told, Answer):
+                    return
+        finally:
+            working.cancel()
 
     async def _open_llm(self) -> Engine:
         async with self._opening:

@@ -146,3 +146,30 @@ async def test_a_connection_is_kept_and_only_a_new_one_is_told_of():
         for _ in range(3):
             await network.handle_async_request(request(url, **{CONNECTED: told}))
     assert len(connected) == 1
+
+
+async def test_events_come_piece_by_piece():
+    heard = asyncio.Event()
+
+    async def events(head, reader, writer):
+        await reader.readexactly(2)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
+        await heard.wait()  # the second is written when the first was read
+        writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
+
+    async with server(events) as url, opened() as network:
+        answer = await network.handle_async_request(request(url))
+        pieces = aiter(answer.stream)
+        assert await anext(pieces) == b"one"
+        heard.set()
+        assert [piece async for piece in pieces] == [b"two"]
+        await answer.aclose()
+
+
+async def test_events_that_break_off_are_a_lost_connection():
+    broken = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n"
+    async with server(says(broken)) as url, opened() as network:
+        answer = await network.handle_async_request(request(url))
+        with pytest.raises(httpx2.ReadError):
+            [piece async for piece in answer.stream]
+        await answer.aclose()

@@ -5,7 +5,8 @@ import base64
 import http.client
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -16,6 +17,7 @@ import pytest
 
 from starsearch.evaluate import read_questions
 from tests.starsearch.web.serving import Served, engine, environment_of, run_command, serving
+from tests.starsearch.web.talker import talking
 
 SEARCH = "/v1/search?q=sockets+leak"
 FOUND_FIRST = "https://github.com/brasslantern/ferrygate/issues/412"
@@ -163,6 +165,18 @@ def events_of(text: str) -> list[tuple[str, dict]]:
     return [(block.split("\n")[0].removeprefix("event: "), json.loads(block.split("\n")[1].removeprefix("data: "))) for block in blocks]
 
 
+def stream_of(answer: httpx2.Response) -> Iterator[tuple[str, dict]]:
+    lines = answer.iter_lines()
+    return ((line.removeprefix("event: "), json.loads(next(lines).removeprefix("data: "))) for line in lines if line.startswith("event: "))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_an_answer_streams_with_citations_that_resolve(served: Served):
     answer = served.get("/v1/ask?q=why+do+sockets+stay+in+CLOSE_WAIT")
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -170,8 +184,60 @@ def test_an_answer_streams_with_citations_that_resolve(served: Served):
     assert (first, {name for name, _ in pieces}, last) == ("asked", {"text"}, "answer")
     assert "".join(piece["text"] for _, piece in pieces) == whole["answer"]
     assert whole["kind"] == "quotes"
+    assert [each for _, piece in pieces for each in piece["citations"] if each not in whole["citations"]] == []
     assert {f"[{each['number']}]" in whole["answer"] for each in whole["citations"]} == {True}
     assert FOUND_FIRST in {each["url"] for each in whole["citations"]}
+
+
+ASK = "/v1/ask?q=why+do+sockets+stay+in+CLOSE_WAIT"
+
+
+def test_an_answer_streams_while_it_is_written(home: Path, sample_dsn: str):
+    parts = ("A half-closed socket stays [1]. See", " https://evil.example/x [9] and [2], it says [1]. Or", " NOT so.")
+    with talking(*parts) as (talker, settings), serving(home, sample_dsn, **settings) as served:
+        with httpx2.stream("GET", served.base + ASK, timeout=60) as answer:
+            events = stream_of(answer)
+            assert next(events)[0] == "asked"
+            talker.go_on()
+            name, first = next(events)
+            assert (name, first["text"]) == ("text", "A half-closed socket stays [1].")  # the engine has not said more yet
+            assert [(each["number"], each["repo"]) for each in first["citations"]] == [(1, "brasslantern/ferrygate")]
+            talker.go_on()
+            _, second = next(events)
+            assert second["text"] == " See [link removed] and [2], it says [1]."
+            assert [each["number"] for each in second["citations"]] == [2, 1]
+            talker.go_on()
+            _, third = next(events)
+            (last, whole), *more = events
+        assert (last, more, whole["kind"]) == ("answer", [], "model")
+        assert whole["answer"] == first["text"] + second["text"] + third["text"]
+        assert [each["number"] for each in whole["citations"]] == [1, 2]
+
+
+def test_an_answer_that_turns_out_to_be_none_is_taken_back(home: Path, sample_dsn: str):
+    with talking("It is so [1]. But", " no: NOT FOUND") as (talker, settings), serving(home, sample_dsn, **settings) as served:
+        talker.go_on(2)
+        [_, (name, said), (last, whole)] = events_of(served.get(ASK).text)
+        assert (name, said["text"], last) == ("text", "It is so [1].", "answer")
+        assert (whole["answer"], whole["kind"], whole["citations"]) == (None, "nothing close", [])
+
+
+def test_an_engine_that_goes_away_in_mid_answer_is_said(home: Path, sample_dsn: str):
+    with talking("It is so [1]. And", breaks=True) as (talker, settings), serving(home, sample_dsn, **settings) as served:
+        talker.go_on()
+        [_, (_, said), (last, problem)] = events_of(served.get(ASK).text)
+        assert (said["text"], last, problem["status"]) == ("It is so [1].", "problem", 503)
+        assert served.get("/healthz").status_code == 200
+
+
+def test_whoever_leaves_ends_the_work(home: Path, sample_dsn: str):
+    with talking("It is so [1]. And", " so", " on.") as (talker, settings), serving(home, sample_dsn, **settings) as served:
+        with httpx2.stream("GET", served.base + ASK, timeout=60) as answer:
+            events = stream_of(answer)
+            talker.go_on()
+            assert [next(events)[0], next(events)[0]] == ["asked", "text"]
+            assert talker.answering == 1
+        until(lambda: talker.answering == 0)
 
 
 def test_nothing_close_is_said(served: Served):
@@ -202,6 +268,21 @@ def test_the_report_is_one_file_that_fetches_nothing(served: Served, tmp_path: P
         assert f">{title}</h2>" in text
     assert text.count("<svg") >= 4
     assert not re.search(r"<script|<link|<img|\bsrc=|\bhref=|url\(|@import", text)
+    assert (text.count("Recall by mode"), text.count("Not measured")) == (1, 1)
+
+
+def test_the_report_measures_recall_by_mode_as_the_command_does(served: Served, tmp_path: Path):
+    questions, file = tmp_path / "questions.jsonl", tmp_path / "report.html"
+    asked = [("why do sockets stay in CLOSE_WAIT", FOUND_FIRST), ("how do I bake bread", FOUND_FIRST + "0000")]  # one can be found
+    questions.write_text("".join(json.dumps({"question": text, "url": url}) + "\n" for text, url in asked), "utf-8")
+    measured = json.loads(run_command(served.environment, "evaluate", str(questions), "--json"))["modes"]
+    assert {found["recall_at_10"] for found in measured.values()} == {0.5}
+    run_command(served.environment, "report", str(file), "--questions", str(questions))
+    text = file.read_text("utf-8")
+    assert "50% of 2 questions find their item among the first ten" in text
+    for name, mode in (("meaning and words", "hybrid"), ("meaning only", "vector"), ("words only", "text")):
+        cells = "".join(f"<td>{measured[mode][measure]:.3f}</td>" for measure in ("recall_at_1", "recall_at_10", "mrr"))
+        assert re.search(rf'<th scope="row">{name}</th>\s*{cells}', text)
 
 
 def test_metrics_hold_what_the_alerts_need(served: Served):
@@ -209,6 +290,7 @@ def test_metrics_hold_what_the_alerts_need(served: Served):
     text = served.get("/metrics").text
     for name in ("backlog_items", "freshness_seconds", "digests_per_hour", "complete"):
         assert f"\nstarsearch_{name} " in text
+    assert "\nstarsearch_requests_per_minute 600.0\n" in text  # counted by each process for itself
     assert 'starsearch_search_seconds_count{mode="hybrid"}' in text
     assert 'starsearch_http_requests_total{status="200",surface="/v1/search"}' in text
 
@@ -268,21 +350,6 @@ def test_feedback_becomes_questions_for_evaluate(served: Served, tmp_path: Path)
     file = tmp_path / "questions.jsonl"
     run_command(served.environment, "feedback", str(file))
     [question] = [each for each in read_questions(file) if each.text == "half closed connections"]
-    assert (text.count("Recall by mode"), text.count("Not measured")) == (1, 1)
-
-
-def test_the_report_measures_recall_by_mode_as_the_command_does(served: Served, tmp_path: Path):
-    questions, file = tmp_path / "questions.jsonl", tmp_path / "report.html"
-    asked = [("why do sockets stay in CLOSE_WAIT", FOUND_FIRST), ("how do I bake bread", FOUND_FIRST + "0000")]  # one can be found
-    questions.write_text("".join(json.dumps({"question": text, "url": url}) + "\n" for text, url in asked), "utf-8")
-    measured = json.loads(run_command(served.environment, "evaluate", str(questions), "--json"))["modes"]
-    assert {found["recall_at_10"] for found in measured.values()} == {0.5}
-    run_command(served.environment, "report", str(file), "--questions", str(questions))
-    text = file.read_text("utf-8")
-    assert "50% of 2 questions find their item among the first ten" in text
-    for name, mode in (("meaning and words", "hybrid"), ("meaning only", "vector"), ("words only", "text")):
-        cells = "".join(f"<td>{measured[mode][measure]:.3f}</td>" for measure in ("recall_at_1", "recall_at_10", "mrr"))
-        assert re.search(rf'<th scope="row">{name}</th>\s*{cells}', text)
     assert question.right == {found["hits"][0]["url"], found["hits"][1]["url"]}
 
 
@@ -290,7 +357,6 @@ def test_another_sites_page_cannot_speak_for_anybody(served: Served):
     given = {"query": "x", "useful": True, "about": "answer", "index_version": "000000000000"}
     for headers in ({"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         assert httpx2.post(served.base + "/v1/feedback", json=given, headers=headers).status_code == 403
-    assert "\nstarsearch_requests_per_minute 600.0\n" in text  # counted by each process for itself
     assert httpx2.post(served.base + "/v1/feedback", json=given, headers={"Origin": served.base}).status_code == 204
 
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.starsearch.web.serving import Served, environment_of, run_command, serving
 from tests.starsearch.web.strangers import VECTORS
+from tests.starsearch.web.talker import talking
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -95,6 +96,40 @@ def test_a_person_finds_narrows_shares_opens_and_reads(browser: Browser, served:
         expect(page.get_by_role("rowheader", name="known")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert happened == []
+
+
+def test_an_answer_is_shown_while_it_is_written(browser: Browser, home: Path, sample_dsn: str):
+    parts = ("A half-closed <b>socket</b> stays [1]. See", " https://evil.example/x [2].")
+    with (
+        talking(*parts) as (talker, settings),
+        serving(home, sample_dsn, **settings) as served,
+        visitor(browser, served, viewport=PHONE) as (page, happened),
+    ):
+        page.goto(served.base + "/ask?q=why+do+sockets+stay+in+CLOSE_WAIT", wait_until="commit")
+        expect(page.locator(".waiting")).to_be_visible()
+        talker.go_on()
+        expect(page.locator(".answer")).to_have_text("A half-closed <b>socket</b> stays [1].")
+        expect(page.locator(".waiting")).to_be_hidden()
+        assert page.locator(".hit").count() == 0  # the engine has not said more yet
+        talker.go_on()
+        expect(page.locator(".answer")).to_have_text("A half-closed <b>socket</b> stays [1]. See [link removed] [2].")
+        expect(page.locator(".answer a.cite")).to_have_count(2)
+        expect(page.locator(".thumbs")).to_be_visible()
+        assert happened == []
+
+
+def test_an_answer_that_turns_out_to_be_none_is_hidden_again(browser: Browser, home: Path, sample_dsn: str):
+    with (
+        talking("It is so [1]. But", " no: NOT FOUND") as (talker, settings),
+        serving(home, sample_dsn, **settings) as served,
+        visitor(browser, served, viewport=PHONE, java_script_enabled=False) as (page, _),
+    ):
+        page.goto(served.base + "/ask?q=why+do+sockets+stay+in+CLOSE_WAIT", wait_until="commit")
+        talker.go_on()
+        expect(page.locator(".answer")).to_be_visible()
+        talker.go_on()
+        expect(page.get_by_role("heading", name="Nothing close was found")).to_be_visible()
+        expect(page.locator(".answer")).to_be_hidden()
 
 
 def test_a_thumb_is_taken_without_leaving_the_page(browser: Browser, served: Served):
