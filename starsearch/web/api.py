@@ -49,6 +49,11 @@ def site_of(request: Request) -> Site:
     return site
 
 
+async def the_site(request: Request) -> Site:
+    """As a dependency: FastAPI sends plain functions to a thread, and waits for it."""
+    return site_of(request)
+
+
 EVENTS_TOLD = """`asked` at once. `text` for each piece of the answer while it is written: its text, and the citations in it, each checked
 before it is sent. At the end the verdict: `answer` with all of it (question, answer, kind, citations, index_version, hits), where a null
 answer takes back the pieces; or `problem` (status, title, detail), which leaves them unfinished."""
@@ -57,7 +62,7 @@ EVENT = {
     "properties": {"event": {"enum": ["asked", "text", "answer", "problem"]}, "data": {"type": "string", "description": "JSON."}},
     "required": ["event", "data"],
 }
-TheSite = Annotated[Site, Depends(site_of)]
+TheSite = Annotated[Site, Depends(the_site)]
 Name = Annotated[str, Path(max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 router = APIRouter(prefix="/v1", tags=["v1"])

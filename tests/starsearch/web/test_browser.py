@@ -18,6 +18,7 @@ from tests.starsearch.web.talker import talking
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+LONG = 60_000.0  # milliseconds: the first question waits for the model to be loaded
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PAGES = (
     "/",
@@ -108,7 +109,7 @@ def test_an_answer_is_shown_while_it_is_written(browser: Browser, home: Path, sa
         page.goto(served.base + "/ask?q=why+do+sockets+stay+in+CLOSE_WAIT", wait_until="commit")
         expect(page.locator(".waiting")).to_be_visible()
         talker.go_on()
-        expect(page.locator(".answer")).to_have_text("A half-closed <b>socket</b> stays [1].")
+        expect(page.locator(".answer")).to_have_text("A half-closed <b>socket</b> stays [1].", timeout=LONG)
         expect(page.locator(".waiting")).to_be_hidden()
         assert page.locator(".hit").count() == 0  # the engine has not said more yet
         talker.go_on()
@@ -126,7 +127,7 @@ def test_an_answer_that_turns_out_to_be_none_is_hidden_again(browser: Browser, h
     ):
         page.goto(served.base + "/ask?q=why+do+sockets+stay+in+CLOSE_WAIT", wait_until="commit")
         talker.go_on()
-        expect(page.locator(".answer")).to_be_visible()
+        expect(page.locator(".answer")).to_be_visible(timeout=LONG)
         talker.go_on()
         expect(page.get_by_role("heading", name="Nothing close was found")).to_be_visible()
         expect(page.locator(".answer")).to_be_hidden()
