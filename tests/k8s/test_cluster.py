@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -39,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 3_000
 SHARD = 375
 FAULT_ITEMS, FAULT_SHARD = 400, 50
+QUERY_SECONDS = 2  # how often a worker asks for runs here
+LOADED = 10.0  # the issue's five seconds are a quiet machine's (benchmarks/README.md)
 NAMESPACE = "starsearch"
 GPU_NODES = ("gpu-2", "gpu-3")  # the engine of node gpu-N is at 127.0.0.N
 NOT_IN_1_20 = {"PodDisruptionBudget"}  # policy/v1 is younger
@@ -187,7 +190,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, home: Path, server: postgre
             "PREFECT_API_AUTH_STRING": login,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES": NAMESPACE,
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_SECONDS),
             "DO_NOT_TRACK": "1",
             "STARSEARCH_HOME": str(home),
             "STARSEARCH_DATABASE_URL": dsn,
@@ -348,15 +351,15 @@ def test_the_hour_comes_by_its_schedule_and_completes(system):
     assert len(jobs) >= 8
     assert all(job["status"].get("succeeded") for job in jobs)
     assert system.value("SELECT count(*) FROM (SELECT item_id FROM digest GROUP BY 1 HAVING count(*) > 1) AS twice") == 0
-    assert _first_job_after(system) <= 5.0 + 10.0  # the issue's five seconds; the process of a pod takes the rest to be told
+    seconds = _first_job_after(system)
+    print(f"first shard Job {seconds:.1f} s after the shard was planned")
+    assert seconds <= 5.0 + QUERY_SECONDS + LOADED
 
 
 def _first_job_after(system: System) -> float:
-    """Seconds from the end of the sweep, when the parent planned its first shard, to the first shard's Job."""
+    """Seconds from when the parent planned its first shard, at the end of the sweep, to the first shard's Job."""
     planned = system.value("SELECT extract(epoch FROM min(dispatched_at)) FROM shard")
     created = min(job["metadata"]["creationTimestamp"] for job in system.jobs("digest"))
-    from datetime import datetime
-
     return datetime.fromisoformat(created).timestamp() - float(planned)
 
 

@@ -69,7 +69,7 @@ def _fill_row(world: "World", row: dict[str, Any]) -> bool:
         title=row["title"],
         body=row["body"] or "",
         state=row["state"] or "open",
-        author=row["author"],
+        author=_login(row["author"]),
         labels=row["labels"] or (),
         created_at=row["created_at"] or to_seconds(updated) - 86_400,
         updated_at=updated,
@@ -81,7 +81,12 @@ def _fill_row(world: "World", row: dict[str, Any]) -> bool:
 
 def _comment(world: "World", comment: dict[str, Any], updated: Any, position: int) -> Comment:
     created = to_seconds(comment.get("created_at") or updated)
-    return Comment(created % 1_000_000 * 1_000 + position, comment["body"] or "", created, comment.get("author"))
+    return Comment(created % 1_000_000 * 1_000 + position, comment["body"] or "", created, _login(comment.get("author")))
+
+
+def _login(person: Any) -> str | None:
+    """Some sources tell a whole user object instead of a login."""
+    return (person.get("login") or person.get("username")) if isinstance(person, dict) else person
 
 
 def spread_updates(world: "World", updates: int, *, seconds: int, seed: int) -> None:
