@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from starsearch.brakes import NO_BUDGET, Brakes, Budget
+from starsearch.errors import PreconditionMissing
 from starsearch.settings import Settings
 from starsearch.store.database import Pool, connect, open_database
 from starsearch.store.migrate import migrate
@@ -39,9 +40,15 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def database_address(settings: Settings) -> AsyncIterator[str]:
+    """Where the database is. Raises PreconditionMissing in a cluster that does not say: a database inside a Job would end with the Job."""
     if settings.database_url:
         yield settings.database_url.get_secret_value()
         return
+    if settings.kubernetes_namespace:
+        raise PreconditionMissing(
+            "STARSEARCH_DATABASE_URL is not set in this cluster, and a Job keeps nothing: put it into the secret pipeline-secrets of "
+            f"namespace {settings.kubernetes_namespace}"
+        )
     from starsearch.embedded import postgres
 
     server = await asyncio.to_thread(postgres.start, settings.home)

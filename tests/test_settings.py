@@ -11,6 +11,7 @@ import pytest
 
 from starsearch.errors import PreconditionMissing
 from starsearch.settings import SECRETS, Settings, read_settings
+from starsearch.storage import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "https://engine.example/v1"
@@ -229,3 +230,9 @@ def test_a_key_follows_a_version_only_to_the_host_it_was_set_for(monkeypatch):
         moved = settings.with_engine("embedding", url, "m")
         assert (moved.embedding_base_url, moved.embedding_model, moved.embedding_key) == (url, "m", key)
     assert settings.with_engine("llm", "https://api.openai.com/v1", "m").llm_key is None
+
+
+async def test_a_job_in_a_cluster_does_not_keep_its_results_to_itself(tmp_path):
+    with pytest.raises(PreconditionMissing, match="pipeline-secrets of namespace starsearch"):
+        async with open_store(Settings(_env_file=None, home=tmp_path, kubernetes_namespace="starsearch")):
+            pass
