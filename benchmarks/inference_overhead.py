@@ -96,6 +96,8 @@ def duplicate_requests() -> list[Figure]:
         command = [sys.executable, "-m", "starsearch.cli", "digest", "--json"]
         processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
         digested = [json.loads(process.communicate()[0])["embedded"] for process in processes]
+        if any(process.returncode for process in processes):
+            raise AssertionError("not every process digested")
         asked = json.load(urllib.request.urlopen(f"{str(settings.llm_base_url).removesuffix('/v1')}/requests", timeout=5))
     if sum(digested) != ITEMS:
         raise AssertionError(f"{digested} is not {ITEMS} items digested")

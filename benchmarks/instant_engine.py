@@ -1,11 +1,12 @@
 """An OpenAI-compatible engine that answers at once: python -m benchmarks.instant_engine PORT.
 
 A process of its own, so that its CPU is told apart. GET /requests tells how many it answered.
-Vectors are random: equal ones would take a short cut through HNSW.
+Vectors are random, because equal ones would take a short cut through HNSW; but always the same for a text, as a model's are.
 """
 
 import base64
 import sys
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -22,7 +23,6 @@ DIMENSIONS = 384
 SUMMARY = "The server returns an error when it parses the config file after an update, and the log shows a timeout in thread 7. " * 3
 
 answered: Counter[str] = Counter()
-randomness = np.random.default_rng(20261124)
 
 
 async def models(_: Request) -> Response:
@@ -40,7 +40,7 @@ async def chat(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     texts = orjson.loads(await request.body())["input"]
     answered["embeddings"] += 1
-    vectors = randomness.standard_normal((len(texts), DIMENSIONS), np.float32)
+    vectors = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(DIMENSIONS, np.float32) for text in texts]
     data = [{"object": "embedding", "index": n, "embedding": base64.b64encode(row.tobytes()).decode()} for n, row in enumerate(vectors)]
     return _json(
         {"object": "list", "model": MODEL, "data": data, "usage": {"prompt_tokens": 80 * len(texts), "total_tokens": 80 * len(texts)}}
