@@ -205,7 +205,10 @@ async def complete(engine: Engine, messages: Sequence[Mapping[str, str]], **opti
     try:
         return ChatCompletion.model_validate_json(answer.content)
     except ValidationError:  # an engine that leaves something out: read as leniently as the SDK would
-        return ChatCompletion.construct(**json.loads(answer.content))
+        lenient = ChatCompletion.construct(**json.loads(answer.content))
+        if not isinstance(lenient.choices, list):
+            raise TypeError("choices is no list") from None
+        return lenient
 
 
 async def written(engine: Engine, messages: Sequence[Mapping[str, str]], **options: Any) -> AsyncIterator[str]:

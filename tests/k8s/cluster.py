@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests.k8s.manifests import Manifest
@@ -122,10 +123,12 @@ def control_plane(folder: Path) -> Iterator[Cluster]:
     ports = {"API_PORT": str(_three_free_ports()), "ETCD_PORT": str(_three_free_ports())}
     environment = os.environ | ports | {"RUN": str(run), "KUBE_BIN": str(BINARIES)}
     script = str(TOOLS / "cluster.sh")
-    with (folder / "cluster.log").open("wb") as log:
-        subprocess.run([script, "up"], env=environment, check=True, stdout=log, stderr=log, timeout=180)
+    cluster = Cluster(run / "admin.kubeconfig", run)
     try:
-        yield Cluster(run / "admin.kubeconfig", run)
+        with (folder / "cluster.log").open("wb") as log:  # it gives up after half a minute; a busy machine takes longer
+            subprocess.run([script, "up"], env=environment, check=False, stdout=log, stderr=log, timeout=180)
+        wait_for(lambda: cluster.kubectl("-n", "default", "get", "serviceaccount", "default", check=False), what="the control plane")
+        yield cluster
     finally:
         with (folder / "cluster.log").open("ab") as log:
             subprocess.run([script, "down"], env=environment, check=False, stdout=log, stderr=log, timeout=60)
@@ -153,9 +156,17 @@ def node(cluster: Cluster, name: str, folder: Path, *, gpus: int = 0, labels: Se
     command = [sys.executable, str(TOOLS / "process_node.py"), "--name", name, "--gpus", str(gpus)]
     for label in labels:
         command += ["--label", label]
-    with (folder / f"{name}.log").open("wb") as log, ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)):
-        wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"))
-        yield
+    with (folder / f"{name}.log").open("wb") as log, ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)) as process:
+        wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"), what=f"node {name}")
+        try:
+            yield
+        finally:  # its pods' processes would outlive it
+            pods = psutil.Process(process.pid).children(recursive=True)
+            with ended(process):
+                pass
+            for pod in pods:
+                with suppress(psutil.NoSuchProcess):
+                    pod.kill()
 
 
 @contextmanager

@@ -1,0 +1,274 @@
+"""Made-up foreign bytes at every parser of them: whatever comes, it is read, or refused in one of our own errors; never anything else.
+
+`FUZZ_EXAMPLES=100000 pytest tests/test_fuzz.py --durations=0` searches longer, each time elsewhere; by default the same 150 cases each.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+from datetime import UTC, datetime
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from starsearch.embedded.minilm import DIMENSIONS
+from starsearch.errors import DigestFailed, EngineUnavailable, PreconditionMissing, QueryUnusable, Rejected, StarsearchError
+from starsearch.explain import parse_address
+from starsearch.github.nodes import read_item, read_page
+from starsearch.github.rest import _parse_page
+from starsearch.inference import gate
+from starsearch.inference.answer import checked
+from starsearch.inference.client import open_client, preflight
+from starsearch.inference.embed import embed_each
+from starsearch.inference.prompts import PROMPT_VERSION, instructions, prompt_for
+from starsearch.inference.summarize import summarize
+from starsearch.jsonl import read_chunks
+from starsearch.lists import read_list
+from starsearch.models import Checkpoint, DueItem, Item, clean, parse_item
+from starsearch.settings import Settings
+from starsearch.store.search import clean_query
+from starsearch.terminal import safe
+from starsearch.untrusted import fence, visible, without_links
+from starsearch.web.cursors import BadCursor, unpack
+from tests.stub_engine import StubEngine
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
+FUZZ = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    print_blob=True,
+)
+
+text = st.text(st.characters(), max_size=200)  # lone surrogates, NUL and every plane included
+nasty = st.sampled_from(
+    ["\x1b]0;owned\x07", "<!--", "</item>", "\ud800", "\0", "\u202e", "javascript:alert(1)", "[x](//evil.example)", "%s{}$(id)"]
+)
+words = st.lists(text | nasty, max_size=8).map("".join)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | words
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4), max_leaves=20)
+ITEM = {
+    "repo": "quillcap/marlframe", "number": 1, "type": "issue", "title": "t", "body": "b", "state": "open", "url": "https://github.com/a/b/1",
+    "author": "ada", "labels": ["bug"], "comments": [{"body": "c", "created_at": "2026-01-01T00:00:00Z", "author": "ada"}],
+    "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z", "closed_at": None, "merged_at": None,
+}  # fmt: skip
+NODE = {
+    "__typename": "Issue", "id": "I_1", "number": 1, "title": "t", "body": "b", "state": "OPEN", "url": "https://github.com/a/b/issues/1",
+    "author": {"login": "ada"}, "labels": {"nodes": [{"name": "bug"}]}, "repository": {"nameWithOwner": "a/b"}, "fullDatabaseId": "7",
+    "comments": {"totalCount": 1, "nodes": [{"body": "c", "createdAt": "2026-01-01T00:00:00Z", "author": None}]},
+    "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-02T00:00:00Z", "closedAt": None,
+}  # fmt: skip
+PAGE = {
+    "issues": {
+        "nodes": [{"id": "I_1", "number": 1, "updatedAt": "2026-01-02T00:00:00Z"}],
+        "pageInfo": {"endCursor": None, "hasNextPage": False},
+    }
+}
+
+
+def damaged(whole):
+    """The real shape with some of its values, at any depth, replaced or left out."""
+
+    def replace(draw, value, depth=0):
+        if draw(st.integers(0, 9)) == 0:
+            return draw(values)
+        if isinstance(value, dict):
+            return {key: replace(draw, each, depth + 1) for key, each in value.items() if draw(st.integers(0, 19))}
+        if isinstance(value, list):
+            return [replace(draw, each, depth + 1) for each in value]
+        return value
+
+    return st.composite(lambda draw: replace(draw, whole))()
+
+
+@FUZZ
+@given(value=values | damaged(ITEM))
+def test_a_record_is_an_item_or_rejected(value):
+    try:
+        item = parse_item(value)
+    except Rejected as error:
+        assert str(error).encode()  # a reason that can be written down
+        return
+    assert isinstance(item, Item)
+    assert "\0" not in item.title + item.body + (item.author or "")
+    (item.title + item.body + "".join(item.digest_comments)).encode()
+    assert item.content_hash == parse_item(value).content_hash
+
+
+@FUZZ
+@given(
+    lines=st.lists(st.binary(max_size=80) | damaged(ITEM).map(lambda value: json.dumps(value).encode("utf-8", "replace")), max_size=6),
+    cut=st.integers(0, 60),
+)
+def test_a_file_gives_one_item_or_one_rejection_a_line(tmp_path_factory, lines, cut):
+    lines = [line.replace(b"\n", b" ").replace(b"\r", b" ") for line in lines]
+    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    chunks = list(read_chunks(path))
+    wanted = sum(bool(line.strip()) for line in lines)
+    assert sum(len(chunk.items) + len(chunk.rejections) for chunk in chunks) == wanted
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb") as file:
+        file.write(b"\n".join(lines))
+    path = path.with_suffix(".jsonl.gz")
+    path.write_bytes(packed.getvalue()[: -cut or None])
+    assert sum(len(chunk.items) + len(chunk.rejections) for chunk in read_chunks(path)) <= wanted + 1
+
+
+@FUZZ
+@given(node=values | damaged(NODE))
+def test_a_node_of_github_is_an_item_or_rejected(node):
+    if not isinstance(node, dict):
+        return
+    try:
+        assert isinstance(read_item(node, host="github.com"), Item)
+    except Rejected as error:
+        assert str(error)
+
+
+@FUZZ
+@given(node=values | damaged(PAGE))
+def test_a_page_of_github_is_read_or_no_page(node):
+    if not isinstance(node, dict):
+        return
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # what it says it raises
+        read_page(node, "issue", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+REST = ITEM | {"html_url": "https://github.com/quillcap/marlframe/issues/1", "user": {"login": "ada"}, "labels": [{"name": "bug"}]}
+
+
+@FUZZ
+@given(rows=st.lists(values | damaged(REST), max_size=4))
+def test_rows_of_the_rest_api_are_items_or_rejections(rows):
+    items, rejections = _parse_page(rows, Checkpoint("quillcap/marlframe", None))
+    assert len(items) + len(rejections) <= len(rows)
+
+
+@FUZZ
+@given(content=st.binary(max_size=300) | words.map(lambda value: ("full_name,stars\n" + value).encode("utf-8", "replace")))
+def test_a_list_of_repositories_is_read_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+    path.write_bytes(content)
+    try:
+        read_list(path)
+    except StarsearchError as error:
+        assert str(error)
+
+
+ANSWER = {
+    "id": "c", "object": "chat.completion", "created": 0, "model": "stub",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "The sum is doubled."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+}  # fmt: skip
+DUE = DueItem(
+    1, "issue", "open", "Totals are wrong", "The sum is doubled when the clocks go back.", (), b"", datetime(2026, 1, 1, tzinfo=UTC)
+)
+
+
+async def engine_answering(response):
+    async def answer(request):
+        if request.url.path.endswith("/models"):
+            return await StubEngine()(request)
+        return response()
+
+    async with open_client("http://stub/v1", transport=httpx2.MockTransport(answer), patience_seconds=0.0) as client:
+        yield await preflight(client, "stub", purpose="LLM")
+
+
+@FUZZ
+@given(
+    body=st.binary(max_size=200) | (values | damaged(ANSWER)).map(lambda value: json.dumps(value).encode("utf-8", "replace")),
+    status=st.sampled_from([200, 200, 200, 400, 422, 500, 302]),
+)
+async def test_a_chat_engines_answer_is_a_summary_or_counted(body, status):
+    async for engine in engine_answering(
+        lambda: httpx2.Response(status, content=body, headers={"content-type": "application/json", "retry-after-ms": "1"})
+    ):
+        try:
+            summary = await summarize(engine, DUE, prompt_for(DUE, context_tokens=None))
+        except (DigestFailed, EngineUnavailable) as error:
+            str(error).encode("utf-8", "replace")
+        else:
+            summary.text.encode()
+
+
+VECTORS = {"object": "list", "model": "stub", "data": [{"object": "embedding", "index": 0, "embedding": [0.5] * DIMENSIONS}, {"object": "embedding", "index": 1, "embedding": [0.1] * DIMENSIONS}], "usage": {"prompt_tokens": 2, "total_tokens": 2}}  # fmt: skip
+
+
+@FUZZ
+@given(body=st.binary(max_size=200) | (values | damaged(VECTORS)).map(lambda value: json.dumps(value).encode("utf-8", "replace")))
+async def test_an_embedding_engines_answer_is_vectors_or_counted(body):
+    async for engine in engine_answering(lambda: httpx2.Response(200, content=body, headers={"content-type": "application/json"})):
+        try:
+            vectors, _ = await embed_each(engine, ["a", "b"], dimensions=None)
+        except (DigestFailed, EngineUnavailable):
+            continue
+        assert len(vectors) == 2
+        for vector in vectors:
+            assert isinstance(vector, DigestFailed) or abs(float((vector**2).sum()) - 1) < 1e-3
+
+
+@FUZZ
+@given(summary=words, shown=words)
+def test_the_gate_answers_whatever_it_is_shown(summary, shown):
+    tidy = gate.tidy(clean(summary))
+    gate.check(tidy, shown=clean(shown), system=instructions(PROMPT_VERSION), state="open")
+    checked(clean(summary), [])
+
+
+@FUZZ
+@given(content=words, tag=st.sampled_from(["item", "source"]))
+def test_nothing_closes_a_fence_or_reaches_a_terminal(content, tag):
+    content = clean(content)
+    fenced = fence(tag, content)
+    assert fenced.lower().count(f"</{tag}") == 1
+    assert "\x1b" not in safe(content) + visible(content)
+    assert "://evil" not in without_links(f"{content} https://evil.example/x")
+
+
+@FUZZ
+@given(title=words, body=words)
+def test_a_prompt_can_be_made_of_anything(title, body):
+    item = DueItem(1, "issue", "open", clean(title) or "t", clean(body), (), b"", datetime(2026, 1, 1, tzinfo=UTC))
+    prompt_for(item, context_tokens=2_000)
+
+
+@FUZZ
+@given(query=words)
+def test_a_question_is_cleaned_or_refused(query):
+    try:
+        assert clean_query(query).encode()
+    except QueryUnusable as error:
+        assert str(error)
+    parse_address(query)
+
+
+@FUZZ
+@given(cursor=words | st.binary(max_size=60).map(lambda raw: raw.hex()))
+def test_a_forged_cursor_is_refused(cursor):
+    with pytest.raises(BadCursor):
+        unpack(b"key", "question", cursor)
+
+
+NAMES = [name for name in Settings.model_fields if name not in {"home"}]
+
+
+@FUZZ
+@given(name=st.sampled_from(NAMES), value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40))
+def test_a_setting_is_read_or_refused(monkeypatch, name, value):
+    from starsearch.settings import read_settings
+
+    variable = "PREFECT_API_URL" if name == "prefect_api_url" else f"STARSEARCH_{name.upper()}"
+    with monkeypatch.context() as patched:
+        patched.setenv(variable, value)
+        try:
+            read_settings()
+        except PreconditionMissing as error:
+            assert str(error)
