@@ -49,7 +49,7 @@ async def check_models(
         try:
             async with connection.transaction():
                 cursor = await connection.execute(REMEMBER, values)
-        except psycopg.errors.InsufficientPrivilege:  # a reader compares, and leaves the remembering to writers
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):  # a reader only compares
             cursor = await connection.execute("SELECT probe, summary_identity FROM index_version WHERE id = %(id)s", values)
         known = await cursor.fetchone()
     if known is None:
