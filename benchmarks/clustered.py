@@ -17,6 +17,7 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from starsearch.models import IndexVersion
+from starsearch.store.versions import GRAPH
 
 Vectors = NDArray[np.float32]
 DIMENSIONS, LATENT, TOPICS, FIELDS = 384, 48, 2_000, 60
@@ -146,8 +147,8 @@ def build_index(connection: psycopg.Connection, table: str) -> None:
     connection.execute(sql.SQL("SET maintenance_work_mem = {}").format(BUILD_MEMORY))
     connection.execute("SET max_parallel_maintenance_workers = 2")
     connection.execute(
-        sql.SQL("CREATE INDEX ON {} USING hnsw ((embedding::halfvec({})) halfvec_cosine_ops) WITH (m = 16, ef_construction = 64)").format(
-            sql.Identifier(table), DIMENSIONS
+        sql.SQL("CREATE INDEX ON {} USING hnsw ((embedding::halfvec({})) halfvec_cosine_ops) WITH ({})").format(
+            sql.Identifier(table), DIMENSIONS, sql.SQL(GRAPH)
         )
     )
     connection.commit()

@@ -23,6 +23,9 @@ LOCK_TIMEOUT = "1s"
 LOCK_ATTEMPTS = 30
 INDEX_LOCK = 78_272  # first key of an advisory lock; the second is the version's id
 POLL_SECONDS = 0.2
+# How good the graph is. With half the ef_construction small clusters (a few dozen of 500,000 vectors) are cut off from the rest, and no
+# ef_search finds them; see docs/decisions/0019
+GRAPH = "m = 16, ef_construction = 128"
 BYTES_PER_NODE = 500  # of an HNSW graph at m = 16, beside the vector; pgvector's neighbours and headers, rounded up
 MAX_BUILD_MEMORY_MB = 8_192
 SELECT = (
@@ -261,12 +264,13 @@ def _index_name(version: IndexVersion) -> sql.Identifier:
 def _index(version: IndexVersion, *, concurrently: bool = False) -> sql.Composed:
     return sql.SQL(
         "CREATE INDEX {concurrently} {name} ON {table} USING hnsw ((embedding::halfvec({n})) halfvec_cosine_ops) "
-        "WITH (m = 16, ef_construction = 64)"
+        "WITH ({graph})"
     ).format(
         concurrently=sql.SQL("CONCURRENTLY" if concurrently else ""),
         name=_index_name(version),
         table=_table(version),
         n=sql.Literal(version.dimensions),
+        graph=sql.SQL(GRAPH),
     )
 
 

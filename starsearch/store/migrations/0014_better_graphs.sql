@@ -1,0 +1,14 @@
+-- What is added to a graph from now on is connected as well as in a new one (GRAPH in store/versions.py); what is in it stays as it is
+-- until a REINDEX INDEX CONCURRENTLY.
+DO $$
+DECLARE
+  graph regclass;
+BEGIN
+  FOR graph IN
+    SELECT i.oid FROM pg_inherits h JOIN pg_index x ON x.indrelid = h.inhrelid JOIN pg_class i ON i.oid = x.indexrelid
+    JOIN pg_am a ON a.oid = i.relam WHERE h.inhparent = 'digest'::regclass AND a.amname = 'hnsw'
+  LOOP
+    EXECUTE format('ALTER INDEX %s SET (ef_construction = 128)', graph);
+  END LOOP;
+END
+$$;
