@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Comparison = Literal["<=", ">=", "=="]
@@ -21,3 +22,8 @@ class Figure:
 
 
 Benchmark = Callable[[], list[Figure]]
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU time of a process by the kernel's own count in nanoseconds: psutil's ticks of 10 ms are too coarse for one statement."""
+    return int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) / 1e9

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 
 from starsearch.errors import DigestFailed, LeaseLost
 from starsearch.models import Counts, DueItem, IndexVersion, Summary
-from starsearch.store.database import Pool
+from starsearch.store.database import Pool, keep_plans
 from starsearch.store.leases import Batch, give_back
 from starsearch.store.ledger import Call, settle
 from starsearch.store.swap import pass_swap
@@ -53,12 +53,13 @@ async def finish_batch(
 ) -> Counts:
     """Write a batch's outcome. Raises LeaseLost, having written nothing but the calls' cost, when the lease is not ours any more."""
     async with pool.connection() as connection:
+        await keep_plans(connection)
         await pass_swap(connection, version)
         held = await _held(connection, version.id, batch)
         digests = [digest for digest in digests if digest.item.id in held]
         failures = [failure for failure in failures if failure.item.id in held]
         await _store_summaries(connection, version, digests, run_id)
-        await _store_digests(connection, version.id, digests, run_id)
+        await store_digests(connection, version.id, digests, run_id)
         await _record_latency(connection, version.id, digests)
         await _end_lease(connection, version.id, digests)
         dead = await _store_failures(connection, version.id, failures)
@@ -92,6 +93,27 @@ async def earlier_summaries(pool: Pool, version: IndexVersion, items: Sequence[D
         return {item_id: bytes(key) for item_id, key in await cursor.fetchall()}
 
 
+async def store_digests(connection: AsyncConnection, version_id: int, digests: Sequence[Digest], run_id: int) -> None:
+    """Vectors, in the caller's transaction; those written before for the same items are replaced."""
+    if not digests:
+        return
+    await connection.execute(
+        "INSERT INTO digest (version_id, run_id, item_id, partition_at, content_hash, summary_key, embedding) "
+        "SELECT %s, %s, * FROM unnest(%b::bigint[], %b::timestamptz[], %b::bytea[], %b::bytea[], %b::halfvec[]) "
+        "ON CONFLICT (version_id, item_id, partition_at) DO UPDATE SET content_hash = excluded.content_hash, "
+        "summary_key = excluded.summary_key, embedding = excluded.embedding, run_id = excluded.run_id, created_at = now()",
+        [
+            version_id,
+            run_id,
+            [digest.item.id for digest in digests],
+            [digest.item.partition_at for digest in digests],
+            [digest.item.content_hash for digest in digests],
+            [digest.summary.key for digest in digests],
+            [HalfVector(digest.vector) for digest in digests],
+        ],
+    )
+
+
 async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> set[int]:
     """The fence: the batch's items whose lease is still ours, locked until the transaction ends."""
     cursor = await connection.execute(
@@ -119,26 +141,6 @@ async def _store_summaries(connection: AsyncConnection, version: IndexVersion, d
             [summary.gate_detail and summary.gate_detail[:MAX_DETAIL] for _, summary in summaries],
             [summary.prompt_tokens for _, summary in summaries],
             [summary.completion_tokens for _, summary in summaries],
-        ],
-    )
-
-
-async def _store_digests(connection: AsyncConnection, version_id: int, digests: Sequence[Digest], run_id: int) -> None:
-    if not digests:
-        return
-    await connection.execute(
-        "INSERT INTO digest (version_id, run_id, item_id, partition_at, content_hash, summary_key, embedding) "
-        "SELECT %s, %s, * FROM unnest(%s::bigint[], %s::timestamptz[], %b::bytea[], %b::bytea[], %b::halfvec[]) "
-        "ON CONFLICT (version_id, item_id, partition_at) DO UPDATE SET content_hash = excluded.content_hash, "
-        "summary_key = excluded.summary_key, embedding = excluded.embedding, run_id = excluded.run_id, created_at = now()",
-        [
-            version_id,
-            run_id,
-            [digest.item.id for digest in digests],
-            [digest.item.partition_at for digest in digests],
-            [digest.item.content_hash for digest in digests],
-            [digest.summary.key for digest in digests],
-            [HalfVector(digest.vector) for digest in digests],
         ],
     )
 

@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Json
 
 from starsearch.models import HASH_RECIPE, ITEM_TYPES, Checkpoint, Chunk, Comment, Counts, Item, Rejection
-from starsearch.store.database import Pool
+from starsearch.store.database import Pool, keep_plans
 from starsearch.store.leases import LIVE
 from starsearch.store.repositories import ids_by_name
 from starsearch.store.statements import statement
@@ -39,6 +39,7 @@ async def store_rows(
     connection: AsyncConnection, rows: list[Row], rejections: Sequence[Rejection], *, name: str, run_id: int, priority: int = LIVE
 ) -> Counts:
     """Store items whose repositories are known, in the caller's transaction."""
+    await keep_plans(connection)
     rows, purged = await _without_purged(connection, rows)
     rejections = [*rejections, *[Rejection(0, "an item that was purged")] * purged]
     await _store_rejections(connection, run_id, name, rejections)
