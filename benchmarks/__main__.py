@@ -11,7 +11,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks import embedded, gate, github, hybrid, inference, inference_overhead, leases, status, store_search, swap, web
+from benchmarks import (
+    embedded,
+    gate,
+    github,
+    hybrid,
+    inference,
+    inference_overhead,
+    leases,
+    real_search,
+    status,
+    store_search,
+    store_write,
+    swap,
+    web,
+)
 from benchmarks.measure import Benchmark, Figure
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -29,7 +43,13 @@ BENCHMARKS: dict[str, Benchmark] = {
     "inference.balance.scale_out": inference.scaled_out,
     "inference.balance.slow_pod": inference.slow_pod,
     "store.hybrid.recall_at_10": hybrid.recall_at_10,
+    "store.real.recall": real_search.recall,  # by class of filter
+    "store.real.common_words": real_search.common_words,
     "store.search.recall": store_search.search_recall,
+    "store.search.cpu_vs_hnswlib": store_search.search_cpu_vs_hnswlib,
+    "store.write.plain_vs_copy": store_write.plain_vs_copy,
+    "store.write.hnsw_vs_insert": store_write.hnsw_vs_insert,
+    "store.write.deadlocks": store_write.writers,  # and .lost, .duplicates
     "store.leases.repositories_per_second": leases.repositories_per_second,
     "store.status.seconds": status.status_seconds,
     "store.swap": swap.swap_under_load,

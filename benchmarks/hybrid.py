@@ -30,10 +30,9 @@ def recall_at_10() -> list[Figure]:
     if not DATA.exists():
         print(f"store.hybrid: no real items at {DATA}")
         return []
-    home = HOME / "real"
-    home.mkdir(parents=True, exist_ok=True)
-    home.chmod(0o755)
-    found = asyncio.run(_measure(Settings(_env_file=None, home=home)))
+    settings = Settings(_env_file=None, home=home())
+    asyncio.run(fill(settings))
+    found = asyncio.run(_measure(settings))
     best = max(("vector", "text"), key=lambda mode: found[mode].mean())
     gain = found["hybrid"] - found[best]
     samples = np.random.default_rng(1).integers(len(gain), size=(RESAMPLES, len(gain)))
@@ -44,12 +43,24 @@ def recall_at_10() -> list[Figure]:
     ]
 
 
-async def _measure(settings: Settings) -> dict[str, np.ndarray]:
+def home() -> Path:
+    """Of the database that holds the real items; root's server, which runs as another user, can reach it."""
+    folder = HOME / "real"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    return folder
+
+
+async def fill(settings: Settings) -> None:
+    """What is there already is not digested again."""
     async with open_store(settings) as store, recorded_run(store, "ingest") as run:
         for name in FILES:
             await ingest(store, read_items(DATA / name), run)
         async with open_engines(settings) as engines:
             await digest(store, engines, run, workers=settings.workers, concurrency=settings.concurrency)
+
+
+async def _measure(settings: Settings) -> dict[str, np.ndarray]:
     questions = read_questions(DATA / "sample_questions.jsonl")
     async with open_finder(settings) as finder:
         return {mode: np.array([await _finds(finder, question, mode) for question in questions], float) for mode in MODES}

@@ -1,4 +1,5 @@
-"""Search over clustered vectors: how many of the exact ten nearest it finds, with and without filters, and what a question costs.
+"""Search over clustered vectors: how many of the exact ten nearest it finds, with and without filters, and what a question costs,
+beside hnswlib: the same kind of graph in memory, without rows, filters, transactions or durability.
 
 The databases (benchmarks/clustered.py) are made once, in build/bench or the folder STARSEARCH_BENCH_HOME names, and kept: filling and
 indexing 500,000 rows took twenty minutes of a busy machine. STARSEARCH_BENCH_ROWS makes the large one smaller. CPU is that of the
@@ -7,16 +8,20 @@ database's own process, because other work on the machine moves wall time.
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-import psutil
+import numpy as np
 import psycopg
 from numpy.typing import NDArray
+from pgvector.psycopg import register_vector
 
-from benchmarks.clustered import NOW, VERSION, World, build_index, fill
-from benchmarks.measure import Figure
+from benchmarks.clustered import CHUNK, DIMENSIONS, NOW, VERSION, World, build_index, fill
+from benchmarks.measure import Figure, cpu_seconds
 from starsearch.embedded import postgres
 from starsearch.models import Filters, IndexVersion
 from starsearch.store.database import Pool, open_database
@@ -26,8 +31,9 @@ from starsearch.store.versions import active_version, ensure_version
 ROWS = int(os.environ.get("STARSEARCH_BENCH_ROWS", "500000"))
 SMALL_ROWS = 10_000
 HOME = Path(os.environ.get("STARSEARCH_BENCH_HOME") or Path(__file__).resolve().parents[1] / "build" / "bench")
-QUERIES = int(os.environ.get("STARSEARCH_BENCH_QUERIES", "50"))
+QUERIES = int(os.environ.get("STARSEARCH_BENCH_QUERIES", "100"))
 TOP = 10
+GRAPH_BREADTHS = (20, 30, 40, 60, 80, 120, 200, 400)  # hnswlib's ef, from the cheapest
 RANKS = (1, 2, 5, 30, 300, 3_000)  # repositories, by how much they hold: from a twelfth of everything down to a dozen rows
 
 
@@ -115,10 +121,96 @@ async def _cpu(dsn: str) -> float:
         version = await active_version(pool)
         assert version is not None
         async with pool.connection() as connection:
-            backend = psutil.Process(connection.info.backend_pid)
+            backend = connection.info.backend_pid
         for query in queries:
             await nearest(pool, version, query)
-        before = sum(backend.cpu_times()[:2])
+        before = cpu_seconds(backend)
         for query in queries:
             await nearest(pool, version, query)
-        return (sum(backend.cpu_times()[:2]) - before) / len(queries) * 1000
+        return (cpu_seconds(backend) - before) / len(queries) * 1000
+
+
+def search_cpu_vs_hnswlib() -> list[Figure]:
+    """CPU of the database a question, beside hnswlib's at the least ef that finds as much; and how both grow with the rows."""
+    try:
+        import hnswlib  # noqa: F401
+    except ImportError:
+        print("store.search.cpu_vs_hnswlib: hnswlib is not installed: `make .venv/bench` compiles it")
+        return []
+    HOME.mkdir(parents=True, exist_ok=True)
+    HOME.chmod(0o755)
+    server = postgres.start(HOME)
+    try:
+        small, large = (_beside_hnswlib(_prepare(server, rows), rows) for rows in (SMALL_ROWS, ROWS))
+    finally:
+        server.close()
+    growth = (
+        f"{large.ours_ms / small.ours_ms:.1f} times as much as at {SMALL_ROWS:,}, hnswlib {large.theirs_ms / small.theirs_ms:.1f} times"
+    )
+    detail = f"times {large.theirs_ms:.2f} ms at recall {large.theirs:.3f}, ours {large.ours:.3f} in {large.ours_ms:.2f} ms, {growth}"
+    return [
+        Figure("store.search.cpu_vs_hnswlib", round(large.ours_ms / large.theirs_ms, 1), detail, "<=", 13),
+        Figure("store.search.cpu_vs_hnswlib_small", round(small.ours_ms / small.theirs_ms, 1), f"times, {SMALL_ROWS:,} rows", "<=", 13),
+    ]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Recall@10 and CPU milliseconds a question, ours and hnswlib's."""
+
+    ours: float
+    ours_ms: float
+    theirs: float
+    theirs_ms: float
+
+
+def _beside_hnswlib(dsn: str, rows: int) -> Beside:
+    queries = World().queries(QUERIES, seed=10**9)
+    exact, found = asyncio.run(_both_paths(dsn, queries))
+    ours = _found(exact, found)
+    ours_ms = asyncio.run(_cpu(dsn))
+    index = _hnswlib_index(dsn, rows)
+    for breadth in GRAPH_BREADTHS:
+        index.set_ef(breadth)
+        theirs = _found(exact, [index.knn_query(query, TOP)[0][0].tolist() for query in queries])
+        before = time.process_time()
+        for query in queries:
+            index.knn_query(query, TOP)
+        theirs_ms = (time.process_time() - before) / len(queries) * 1000
+        if theirs >= ours:
+            break
+    return Beside(ours, ours_ms, theirs, theirs_ms)
+
+
+async def _both_paths(dsn: str, queries: Sequence[NDArray]) -> tuple[list[list[int]], list[list[int]]]:
+    """The ten nearest of each query by comparing all, and what search finds, of which it ranks a hundred."""
+    async with open_database(dsn, size=1) as pool:
+        version = await active_version(pool)
+        assert version is not None
+        exact = [(await nearest(pool, version, query, count=TOP, path="exact")).ids for query in queries]
+        return exact, [(await nearest(pool, version, query)).ids for query in queries]
+
+
+def _found(exact: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> float:
+    return sum(len(set(right) & set(ids)) for right, ids in zip(exact, found, strict=True)) / sum(map(len, exact))
+
+
+def _hnswlib_index(dsn: str, rows: int) -> Any:
+    """The vectors of the database in hnswlib, with the same m and ef_construction; kept in HOME."""
+    import hnswlib
+
+    index = hnswlib.Index("cosine", DIMENSIONS)
+    path = HOME / f"hnswlib_{rows}.bin"
+    if path.exists():
+        index.load_index(str(path))
+    else:
+        index.init_index(rows, M=16, ef_construction=128)
+        with psycopg.connect(dsn) as connection:
+            register_vector(connection)
+            with connection.cursor("vectors", binary=True) as cursor:
+                cursor.execute("SELECT item_id, embedding FROM digest")
+                while chunk := cursor.fetchmany(CHUNK):
+                    index.add_items(np.stack([vector.to_numpy() for _, vector in chunk]).astype("f4"), [item for item, _ in chunk])
+        index.save_index(str(path))
+    index.set_num_threads(1)
+    return index
