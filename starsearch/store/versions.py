@@ -263,8 +263,7 @@ def _index_name(version: IndexVersion) -> sql.Identifier:
 
 def _index(version: IndexVersion, *, concurrently: bool = False) -> sql.Composed:
     return sql.SQL(
-        "CREATE INDEX {concurrently} {name} ON {table} USING hnsw ((embedding::halfvec({n})) halfvec_cosine_ops) "
-        "WITH ({graph})"
+        "CREATE INDEX {concurrently} {name} ON {table} USING hnsw ((embedding::halfvec({n})) halfvec_cosine_ops) WITH ({graph})"
     ).format(
         concurrently=sql.SQL("CONCURRENTLY" if concurrently else ""),
         name=_index_name(version),
