@@ -5,6 +5,7 @@ import json
 from contextlib import asynccontextmanager
 
 import httpx2
+import numpy as np
 import pytest
 
 from starsearch import pipeline
@@ -14,10 +15,11 @@ from starsearch.errors import EngineFailing, EngineUnavailable, LeaseLost, Versi
 from starsearch.explain import explain, parse_address
 from starsearch.inference.client import open_client, preflight
 from starsearch.jsonl import read_items
-from starsearch.models import Chunk, IndexVersion, parse_item
+from starsearch.models import Chunk, IndexVersion, Summary, parse_item
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.store import digests, leases
-from starsearch.store.digests import finish_batch
+from starsearch.store.database import connect
+from starsearch.store.digests import Digest, finish_batch
 from starsearch.store.items import store_chunk
 from starsearch.store.leases import BACKFILL, LIVE, claim, find_due, release_dead, worker
 from starsearch.store.versions import ensure_version
@@ -304,6 +306,33 @@ async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, j
     assert done.embedded == 2
     assert any("Changed meanwhile" in text for text in stub.asked)
     assert (await read_status(store.pool)).complete
+
+
+async def test_an_item_stored_anew_while_its_batch_is_being_finished_waits_instead_of_deadlocking(store, row):
+    version = await ensure_version(store.pool, VERSION)
+    async with recorded_run(store, "ingest") as run:
+        await store_chunk(store.pool, Chunk((parse_item(row(1)),)), run_id=run.id)
+        batch = await claim(store.pool, version.id, 1)
+        found = [Digest(item, Summary(b"key", "A summary.", "model"), np.eye(1, 384, dtype=np.float32)[0]) for item in batch.items]
+        changed = Chunk((parse_item(row(1, body="Changed meanwhile.", updated_at="2026-05-01T00:00:00Z")),))
+        async with await connect(store.dsn) as holder, holder.transaction():
+            await holder.execute("SELECT FROM due FOR UPDATE")
+            finishing = asyncio.create_task(finish_batch(store.pool, version, batch, found, [], [], run_id=run.id))
+            await waiting(store, 1)
+            storing = asyncio.create_task(store_chunk(store.pool, changed, run_id=run.id))
+            await waiting(store, 2)
+        assert (await finishing).embedded == 1
+        assert (await storing).updated == 1
+    assert await rows(
+        store, "SELECT d.content_hash = i.content_hash FROM due JOIN item i ON i.id = item_id JOIN digest d USING (item_id)"
+    ) == [(False,)]
+
+
+async def waiting(store, sessions):
+    """Until so many sessions wait for another one."""
+    async with asyncio.timeout(60):
+        while await rows(store, "SELECT count(*) FROM pg_stat_activity WHERE pg_blocking_pids(pid) <> '{}'") != [(sessions,)]:
+            await asyncio.sleep(0.02)
 
 
 async def test_what_an_overloaded_engine_refuses_costs_no_attempt(store, row, jsonl):

@@ -115,10 +115,16 @@ async def store_digests(connection: AsyncConnection, version_id: int, digests: S
 
 
 async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> set[int]:
-    """The fence: the batch's items whose lease is still ours, locked until the transaction ends."""
+    """The fence: the batch's items whose lease is still ours, locked until the transaction ends.
+
+    The items themselves first, in the order in which store_rows locks them: it goes from items to what is due, so we may not come
+    from the other side.
+    """
+    ids = [item.id for item in batch.items]
+    await connection.execute("SELECT FROM item WHERE id = ANY (%s) ORDER BY repository_id, number FOR KEY SHARE", [ids])
     cursor = await connection.execute(
         "SELECT item_id FROM due WHERE version_id = %s AND item_id = ANY (%s) AND lease_token = %s ORDER BY item_id FOR UPDATE",
-        [version_id, [item.id for item in batch.items], batch.token],
+        [version_id, ids, batch.token],
     )
     return {row[0] for row in await cursor.fetchall()}
 

@@ -7,8 +7,13 @@ ALTER TABLE digest DROP CONSTRAINT digest_version_id_fkey, DROP CONSTRAINT diges
 -- foreign key locks them: who would delete one waits for us, and then finds the digest (refuse_removed).
 CREATE OR REPLACE FUNCTION refuse_mixed_digests() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
+  all_ones bigint;
   right_ones bigint;
 BEGIN
+  SELECT count(*) INTO all_ones FROM written;
+  IF all_ones = 0 THEN  -- INSERT … ON CONFLICT fires the trigger of UPDATE too
+    RETURN NULL;
+  END IF;
   PERFORM FROM index_version WHERE id IN (SELECT version_id FROM written) FOR KEY SHARE;
   PERFORM FROM run WHERE id IN (SELECT run_id FROM written) FOR KEY SHARE;
   SELECT count(*) INTO right_ones FROM (
@@ -19,7 +24,7 @@ BEGIN
     WHERE w.run_id IS NULL OR r.id IS NOT NULL
     FOR KEY SHARE OF s
   ) AS right_one;
-  IF right_ones = (SELECT count(*) FROM written) THEN
+  IF right_ones = all_ones THEN
     RETURN NULL;
   END IF;
   IF EXISTS (SELECT FROM written w JOIN index_version v ON v.id = w.version_id JOIN summary s ON s.key = w.summary_key
