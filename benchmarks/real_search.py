@@ -18,6 +18,7 @@ from starsearch.evaluate import read_questions
 from starsearch.finder import Finder, open_finder
 from starsearch.inference.embed import embed
 from starsearch.models import Filters, IndexVersion
+from starsearch.serving import sent_dimensions
 from starsearch.settings import Settings
 from starsearch.storage import database_address
 from starsearch.store.database import Pool, open_database
@@ -69,7 +70,8 @@ async def _queries(finder: Finder) -> list[NDArray[np.float32]]:
     texts += [title for title, _ in await sample_titles(finder.pool, TITLES)]
     vectors: list[NDArray[np.float32]] = []
     for start in range(0, len(texts), 32):
-        vectors += list((await embed(await finder.engine(), texts[start : start + 32]))[0])
+        sent = sent_dimensions(finder.version)
+        vectors += list((await embed(await finder.engine(), texts[start : start + 32], dimensions=sent))[0])
     return vectors
 
 

@@ -19,6 +19,7 @@ from starsearch.evaluate import read_questions
 from starsearch.finder import Finder, open_finder
 from starsearch.inference.embed import embed
 from starsearch.inference.prompts import embedded_text
+from starsearch.serving import sent_dimensions
 from starsearch.settings import Settings
 from starsearch.store.nearest import nearest
 from starsearch.store.search import search
@@ -88,7 +89,7 @@ async def _embed(finder: Finder, texts: list[str]) -> list[NDArray[np.float32]]:
     engine = await finder.engine()
     vectors: list[NDArray[np.float32]] = []
     for start in range(0, len(texts), REQUEST):
-        vectors += list((await embed(engine, texts[start : start + REQUEST]))[0])
+        vectors += list((await embed(engine, texts[start : start + REQUEST], dimensions=sent_dimensions(finder.version)))[0])
     return vectors
 
 
