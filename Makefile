@@ -20,7 +20,7 @@ lint: .venv/dev           ## formatting, lint, types, who imports whom
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-cache
 
-bench: .venv/bench        ## every benchmark beside its target: build/bench.json; BENCH=prefix for some
+bench: .venv/dev          ## every benchmark beside its target: build/bench.json; BENCH=prefix for some
 	@$(RUN)/python -m benchmarks $(BENCH)
 
 test-vllm: .venv/dev      ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
@@ -39,10 +39,6 @@ lock: $(UV)               ## resolve pyproject.toml again into both lock files; 
 	$(UV) $(COMPILE) $(LOCK) --group dev pyproject.toml -o requirements-dev.lock
 	$(UV) $(COMPILE) -c requirements-dev.lock --group build pyproject.toml -o requirements.lock
 LOCK ?= --upgrade
-
-.venv/bench: .venv/dev pyproject.toml
-	@VIRTUAL_ENV=.venv $(UV) pip install -q --group bench || echo "hnswlib was not built (it needs a C++ compiler): search is not measured against it"
-	@touch $@
 
 clean:
 	rm -rf .venv .uv build

@@ -135,7 +135,8 @@ def search_cpu_vs_hnswlib() -> list[Figure]:
     try:
         import hnswlib  # noqa: F401
     except ImportError:
-        print("store.search.cpu_vs_hnswlib: hnswlib is not installed: `make .venv/bench` compiles it")
+        # it comes as source, to be compiled for the processor at hand: no dependency of those who only run the tests
+        print("store.search.cpu_vs_hnswlib: `VIRTUAL_ENV=.venv .uv/bin/uv pip install hnswlib` compiles what it is measured against")
         return []
     HOME.mkdir(parents=True, exist_ok=True)
     HOME.chmod(0o755)
