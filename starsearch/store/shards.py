@@ -19,7 +19,7 @@ from starsearch.store.database import Pool
 from starsearch.store.statements import statement
 
 PLAN_LOCK = 78_274  # an advisory lock: two parents must not fill the same free places
-STARTS_WITHIN = timedelta(minutes=10)  # of a Job or a process, its place in a queue and its image's download included
+STARTS_WITHIN = timedelta(minutes=5)  # queue, scheduling and image included; one that comes later finds its work done, or does some
 ATTEMPTS = 4
 PAUSE = timedelta(seconds=20)  # before the second attempt, twice that before the third …: an API server is gone for a minute at times
 NOT_STARTED = "it did not start"
