@@ -6,7 +6,7 @@ takes what was updated at `since` or later and created up to `until`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from starsearch.cost import Estimate, Prices, estimate
 from starsearch.crawling import CrawlOptions, resolve_names
 from starsearch.cycle import Cycle, Mark
-from starsearch.errors import PreconditionMissing
+from starsearch.errors import PreconditionMissing, TooMuch
 from starsearch.fetching import Fetcher
 from starsearch.github.client import GitHub
 from starsearch.github.counting import count_items
@@ -32,6 +32,7 @@ from starsearch.store.versions import active_version
 
 SAMPLE = 400  # repositories counted for a price; of more, every so-manieth
 PAGE = 100
+LONG = timedelta(days=366)  # a range beyond it is begun only when its price was seen
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,54 @@ class Price:
     engine_hours: float | None
     cost_usd: float | None
     usd_per_million_items: float | None
+    not_found: dict[str, str] = field(default_factory=dict)  # of the named repositories, with the reason
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What something may come to before it is begun; None: anything. confirmed: a range of more than a year may begin."""
+
+    items: int | None = None
+    usd: float | None = None
+    confirmed: bool = False
+
+    def need_price(self, request: Request) -> bool:
+        return self.items is not None or self.usd is not None or (_is_long(request) and not self.confirmed)
+
+    def check(self, items: int, usd: float | None, *, otherwise: str | None = None) -> None:
+        """Raises TooMuch with every reason, and with what else speaks against it. usd is None where it is not known."""
+        reasons = [otherwise] if otherwise else []
+        if self.items is not None and items > self.items:
+            reasons.append(f"{items:,} items are more than max_items allows ({self.items:,})")
+        if self.usd is not None and usd is None:
+            reasons.append("max_usd is set and the cost is not known: nothing was digested here yet, or a model has no price")
+        if self.usd is not None and usd is not None and usd > self.usd:
+            reasons.append(f"{usd:,.2f} dollars are more than max_usd allows ({self.usd:,.2f})")
+        if reasons:
+            raise TooMuch(f"not begun: {'; '.join(reasons)}")
+
+
+def check_price(request: Request, limits: Limits, *, items: int, usd: float | None, hours: float) -> None:
+    """Raises TooMuch where the request may not begin at this price. usd: of what will be digested; hours: of GitHub's quota."""
+    days, objection = (request.until - request.since).days, None
+    if _is_long(request) and not limits.confirmed:
+        objection = (
+            f"{days:,} days are more than a year, and come to about {items:,} items and {hours:,} hours of GitHub's quota: set confirmed"
+        )
+    limits.check(items, usd, otherwise=objection)
+
+
+def _is_long(request: Request) -> bool:
+    return request.until - request.since > LONG
+
+
 async def price(store: Store, github: GitHub, request: Request, options: CrawlOptions, prices: Prices) -> Price:
     """What the request would cost; nothing is stored but names that had to be resolved."""
     await github.ping()
-    chosen, _ = await _choose(store, github, request, options)
+    chosen, not_found = await _choose(store, github, request, options)
     names = [name for _, name in chosen]
     step = math.ceil(len(names) / SAMPLE) or 1
     counted = names[::step]
@@ -98,6 +138,7 @@ async def price(store: Store, github: GitHub, request: Request, options: CrawlOp
         points=points,
         github_hours=round(points / (github.points_per_hour * (1 - BACKFILL_RESERVE)), 2),
         **asdict(await digest_estimate(store, items, prices)),
+        not_found=not_found,
     )
 
 
@@ -137,11 +178,17 @@ async def _choose(
     chosen = await listed(store.pool, options.host, top=request.top, nodes=nodes if request.repositories else None)
     if not chosen and not request.repositories:
         raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
+    if not chosen:
+        raise PreconditionMissing("nothing to read: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
     return chosen, failed
 
 
-def read_request(since: str, until: str, repositories: Sequence[str] = (), top: int | None = None) -> Request:
+def read_request(
+    since: str, until: str, repositories: Sequence[str] = (), top: int | None = None, kinds: Sequence[ItemType] = ITEM_TYPES
+) -> Request:
     """A request as a person writes it. Raises ValueError with what is wrong with it."""
+    if repositories and top:
+        raise ValueError("name repositories, or take the top ones of the followed list, not both")
     now = datetime.now(UTC)
     try:
         moments = parse_moment(since, now=now), parse_moment(until, now=now, end=True)
@@ -152,7 +199,7 @@ def read_request(since: str, until: str, repositories: Sequence[str] = (), top: 
     for name in repositories:
         if not is_repository_name(name):
             raise ValueError(f"{name!r} is not owner/name")
-    return Request(*moments, tuple(dict.fromkeys(repositories)), top, spelled=(since, until))
+    return Request(*moments, tuple(dict.fromkeys(repositories)), top, tuple(dict.fromkeys(kinds)), spelled=(since, until))
 
 
 def parse_moment(text: str, *, now: datetime, end: bool = False) -> datetime:

@@ -15,6 +15,7 @@ StarsearchError                exit 1
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
 ├── ShardsFailed               shards failed again and again, or took too long: what is due stays due, the next run goes on
 ├── LeaseLost                  another worker holds the batch now: drop the result, claim again
+├── TooMuch                    a backfill or reprocess beyond its limits, or too long to begin unconfirmed: nothing was done
 ├── QueryUnusable              exit 2: an empty question, a limit out of range
 ├── NotStored                  a repository or an item that is asked for is not in the database
 ├── Rejected                   one line or object of a source: counted with its reason, the rest goes on
@@ -109,6 +110,10 @@ class LeaseLost(StarsearchError):
 
 class GateRefused(StarsearchError):
     """An index version may not serve search; the message names every reason."""
+
+
+class TooMuch(StarsearchError):
+    """What was asked for would come to more than whoever asked allowed; the message says by how much, and how to allow it."""
 
 
 class QueryUnusable(StarsearchError):

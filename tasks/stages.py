@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from starsearch.activation import activate
-from starsearch.backfill import Request, backfill
+from starsearch.backfill import Limits, Request, backfill, check_price
 from starsearch.backfill import price as price_of_range
 from starsearch.cost import read_prices
 from starsearch.crawling import crawl
@@ -39,6 +39,7 @@ from starsearch.store.purges import purge, unfinished
 from starsearch.store.tallies import forget_old_measurements, reconcile
 from starsearch.store.versions import active_version
 from tasks.artifacts import counts_table, progress_artifact, values_table
+from tasks.explanations import explain_price, explain_reprocess_price
 
 log = logging.getLogger(__name__)
 Crawled = tuple[Counts, dict[str, str], Usage | None]
@@ -159,7 +160,16 @@ async def price_version() -> dict[str, Any]:
     """What building the version that the settings describe would cost."""
     settings = read_settings()
     async with open_store(settings) as store:
-        return vars(await price(settings, store))
+        told = vars(await price(settings, store))
+    await explain_reprocess_price(told)
+    return told
+
+
+async def agree_to_version(limits: Limits) -> None:
+    """Build only what its limits allow. Raises TooMuch."""
+    if limits.items is not None or limits.usd is not None:
+        told = await price_version()
+        limits.check(told["items"], told["cost_usd"])
 
 
 @task(name="build-version", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
@@ -191,7 +201,16 @@ async def price_range(request: Request) -> dict[str, Any]:
     async with open_store(settings) as store, open_graphql(settings) as github:
         told = (await price_of_range(store, github, request, crawl_options(settings), read_prices(settings.prices))).as_dict()
     await values_table("backfill-price", told, github.usage)
+    await explain_price(request, told)
     return told
+
+
+async def agree(request: Request, limits: Limits, *, digested: bool) -> None:
+    """Begin only what may begin: where that depends on the price, it is asked for first. Raises TooMuch."""
+    if limits.need_price(request):
+        told = await price_range(request)
+        usd = told["cost_usd"] if digested else 0.0
+        check_price(request, limits, items=told["items"], usd=usd, hours=told["github_hours"])
 
 
 @task(name="backfill", retries=1, retry_delay_seconds=60, cache_policy=NO_CACHE)

@@ -140,14 +140,50 @@ async def test_the_flows_around_the_crawl_do_their_work_and_say_what_github_char
             "fetched": 0,
             "failed": 0,
         }
-        with pytest.raises(ValueError, match="7d"):
-            await backfill("soon")
     newest = sorted((each for each in await artifacts() if each.key), key=lambda each: each.created)
     tables = {each.key: json.loads(each.data) for each in newest if each.key.endswith(("-counts", "-price"))}
     for key in ("rank-counts", "crawl-counts", "backfill-price", "backfill-counts", "maintain-counts"):
         told = {row["count"]: row["value"] for row in tables[key]}
         assert told["GitHub: points"] == told["GitHub: requests"] > 0
         assert {"GitHub: splits", "GitHub: waits", "GitHub: waited seconds"} <= set(told)
+
+
+async def test_the_backfill_form_prices_refuses_stores_and_explains(environment, monkeypatch):
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.backfill import backfill
+    from starsearch.errors import PreconditionMissing, TooMuch
+    from tests.standin.server import StandIn
+    from tests.standin.world import World
+
+    world = World()
+    repository = world.add_repository("quillcap/marlframe")
+    for kind in ("issue", "issue", "pull_request"):
+        world.add_item(repository, kind, created_at="2025-12-01", updated_at="2026-01-02")
+    with StandIn(world) as standin:
+        for name, value in {"GRAPHQL_URL": standin.graphql_url, "REST_URL": standin.url, "TOKENS": "token-a"}.items():
+            monkeypatch.setenv(f"STARSEARCH_GITHUB_{name}", value)
+        both = ["quillcap/marlframe", "no/such"]
+        with pytest.raises(ParameterTypeError, match="since"):
+            await backfill("soon")
+        with pytest.raises(TooMuch, match="more than a year, and come to about 3 items"):
+            await backfill("2020-01-01", repositories=both)
+        with pytest.raises(TooMuch, match="3 items are more than max_items allows"):
+            await backfill("2025-12-01", repositories=both, max_items=2)
+        with pytest.raises(PreconditionMissing, match="no/such: not found"):
+            await backfill("2025-12-01", repositories=["no/such"])
+        told = await backfill("2020-01-01", repositories=both, dry_run=True)
+        assert (told["items"], told["not_found"]) == (3, {"no/such": "not found, or private"})
+        stored = await backfill("2025-12-01", repositories=both, kinds=["issue"], stages="store only")
+        assert (stored["inserted"], stored["summarized"]) == (2, 0)
+        done = await backfill("2020-01-01", repositories=both, confirmed=True)
+        assert (done["inserted"], done["embedded"]) == (1, 3)  # what is stored already is not fetched again
+    pages = {each.key: each.data for each in sorted(await artifacts(), key=lambda each: each.created) if each.key}
+    assert "about 3, counted in 1 of 1 repositories" in pages["backfill-price-explained"]
+    page = pages["backfill-explained"]
+    assert "issues and pull requests of 2 named repositories, updated since 2020-01-01" in page
+    assert "| items read | 1: 1 new, 0 changed, 0 as they were |" in page
+    assert "- `no/such`: `not found, or private`" in page
 
 
 async def test_the_main_job_costs_a_handful_of_task_runs_whatever_the_number_of_items(environment, row, jsonl):

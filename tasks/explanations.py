@@ -1,0 +1,151 @@
+"""What happened, as a page of the Prefect UI: for the person who filled in a form and comes back an hour later.
+
+Reasons may quote strangers (a model, GitHub, the person at the form): they appear as code, in which Markdown interprets nothing. Titles
+and bodies never appear. Links are put together here, from the host, a name of known characters and a number.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from starsearch.backfill import Request
+from starsearch.github.client import Usage
+from starsearch.models import Counts, is_repository_name
+from starsearch.settings import read_settings
+from starsearch.storage import open_store
+from starsearch.store.dead_letters import Choice, DeadLetter, find_dead_letters
+from starsearch.untrusted import visible
+
+SHOWN = 20  # dead letters, repositories: the rest is counted
+LONGEST = 200  # characters of a reason
+KINDS = {"issue": "issues", "pull_request": "pull requests"}
+
+
+@task(name="explain", cache_policy=NO_CACHE)
+async def explain_backfill(
+    request: Request, counts: Counts, failed: Mapping[str, str], github: Usage | None, *, since: datetime, digested: bool
+) -> None:
+    """`since`: when the run began; of later dead letters some may be another run's."""
+    settings = read_settings()
+    async with open_store(settings) as store:
+        dead = [letter for letter in await find_dead_letters(store.pool, Choice(), limit=SHOWN) if letter.dead_since >= since]
+    await _publish("backfill-explained", backfill_page(request, counts, failed, github, dead, host=settings.github_host, digested=digested))
+
+
+def backfill_page(
+    request: Request,
+    counts: Counts,
+    failed: Mapping[str, str],
+    github: Usage | None,
+    dead: Sequence[DeadLetter],
+    *,
+    host: str,
+    digested: bool,
+) -> list[str]:
+    waiting = "" if digested else "Only stored, as asked: `digest/shard` or the next backfill digests them."
+    return ["# Backfill: done", _asked(request), waiting, _counted(counts, github), _not_read(failed), _dead(dead, host)]
+
+
+async def explain_price(request: Request, told: Mapping[str, Any]) -> None:
+    hours = f"{told['github_hours']:,} hours of GitHub's quota, as a backfill may use it"
+    digest = "unknown, before anything was digested here" if told["digest_hours"] is None else f"{told['digest_hours']:,} hours"
+    rows = {
+        "items": f"about {told['items']:,}, counted in {told['counted']:,} of {told['repositories']:,} repositories",
+        "GitHub": f"{told['requests']:,} requests, {told['points']:,} points: {hours}",
+        "tokens": "unknown" if told["tokens"] is None else f"{told['tokens']:,}",
+        "to summarize and embed": digest,
+        "cost": dollars(told["cost_usd"]),
+    }
+    next_step = "Nothing was read. To begin, run it again without `dry_run`; over more than a year also with `confirmed`."
+    await _publish(
+        "backfill-price-explained", ["# What a backfill would cost", _asked(request), table(rows), _not_read(told["not_found"]), next_step]
+    )
+
+
+async def explain_reprocess(counts: Counts, version: str, swap: Mapping[str, Any] | None) -> None:
+    serves = f"Index version {inert(version)} is built and serves nothing yet: `starsearch versions activate`, or run this with `activate`."
+    if swap:
+        before, after = inert(swap["before"].get("version", "")), inert(swap["after"].get("version", ""))
+        serves = f"Index version {after} serves now instead of {before}, which is kept: `starsearch versions rollback` brings it back."
+    await _publish("reprocess-explained", ["# Reprocess: done", serves, _counted(counts, None)])
+
+
+async def explain_reprocess_price(told: Mapping[str, Any]) -> None:
+    rows = {
+        "index version": inert(told["index_version"]),
+        "items to embed": f"{told['items']:,}, in {told['embedding_requests']:,} requests ({told['done']:,} are done)",
+        "items to summarize": f"{told['requests']:,}",
+        "tokens": "unknown" if told["tokens"] is None else f"{told['tokens']:,}",
+        "hours": "unknown" if told["digest_hours"] is None else f"{told['digest_hours']:,}",
+        "cost": dollars(told["cost_usd"]),
+    }
+    await _publish("reprocess-price-explained", ["# What reprocessing would cost", table(rows), "Nothing was built."])
+
+
+async def _publish(key: str, parts: Iterable[str]) -> None:
+    await acreate_markdown_artifact(key=key, markdown="\n\n".join(part for part in parts if part), description="What happened")
+
+
+def _asked(request: Request) -> str:
+    kinds = " and ".join(KINDS[kind] for kind in request.kinds)
+    if request.repositories:
+        whose = f"{len(request.repositories):,} named repositories"
+    else:
+        whose = f"the top {request.top:,} of the followed list" if request.top else "all followed repositories"
+    since, until = (f"{moment:%Y-%m-%d %H:%M}" for moment in (request.since, request.until))
+    return f"Asked for: {kinds} of {whose}, updated since {since} and created before {until} UTC."
+
+
+def _counted(counts: Counts, github: Usage | None) -> str:
+    rows = {
+        "items read": f"{counts.items:,}: {counts.inserted:,} new, {counts.updated:,} changed, {counts.unchanged:,} as they were",
+        "summarized, embedded": f"{counts.summarized:,}, {counts.embedded:,}",
+        "dead letters": f"{counts.dead_letters:,}",
+        "requests to the chat engine": f"{counts.llm_requests:,}",
+        "tokens": f"{counts.prompt_tokens:,} read, {counts.completion_tokens:,} written",
+        "cost": dollars(counts.cost_usd),
+    }
+    if github:
+        rows["GitHub"] = f"{github.requests:,} requests, {github.points:,} points"
+    return table(rows)
+
+
+def _not_read(failed: Mapping[str, str]) -> str:
+    if not failed:
+        return ""
+    shown = [f"- {inert(name)}: {inert(reason)}" for name, reason in list(failed.items())[:SHOWN]]
+    more = [f"- and {len(failed) - SHOWN:,} more"] if len(failed) > SHOWN else []
+    return "\n".join(["## Not read", "", *shown, *more, ""])
+
+
+def _dead(letters: Sequence[DeadLetter], host: str) -> str:
+    if not letters:
+        return ""
+    rows = [f"| {item_link(host, each.repo, each.number)} | {inert(each.stage)} | {inert(each.reason)} |" for each in letters]
+    head = ["## Dead letters", "", "| item | stage | reason |", "|---|---|---|"]
+    return "\n".join([*head, *rows, "", "The newest of this run; all of them: `starsearch dead-letters list`."])
+
+
+def table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def dollars(value: float | None) -> str:
+    return "unknown: a model has no price, or nothing was digested yet" if value is None else f"${value:,.2f}"
+
+
+def item_link(host: str, repo: str, number: int) -> str:
+    """GitHub leads from an issue's address to a pull request of that number."""
+    if not is_repository_name(repo):
+        return inert(f"{repo}#{number}")
+    return f"[`{repo}#{int(number)}`](https://{host}/{repo}/issues/{int(number)})"
+
+
+def inert(text: object) -> str:
+    """As code, on one line, without what would end the code or a cell of a table."""
+    line = " ".join(visible(str(text)).split()).replace("`", "'").replace("|", "¦")
+    return f"`{line[:LONGEST]}`" if line else "none"
