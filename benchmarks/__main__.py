@@ -19,6 +19,7 @@ from benchmarks import (
     inference,
     inference_overhead,
     leases,
+    prefect_cost,
     real_search,
     status,
     store_search,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "store.leases.repositories_per_second": leases.repositories_per_second,
     "store.status.seconds": status.status_seconds,
     "store.swap": swap.swap_under_load,
+    "prefect.server_cpu_seconds_per_1000_items": prefect_cost.server_cost,  # and ..._per_shard, rows_per_hour
     "web.search.overhead": web.search_overhead,
 }
 REPORT = Path(__file__).resolve().parents[1] / "build" / "bench.json"

@@ -1,0 +1,153 @@
+"""What Prefect's own server costs: its CPU for a crawl that is digested by shards, and the rows that an hour leaves in its database.
+
+`make up` as it is, on a machine of its own (temporary home, stand-in GitHub): SQLite, process workers. The server's CPU is read from
+the system, everything included: polling workers, its own services, and ten seconds after the run for what it records late.
+"""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from benchmarks.measure import Figure
+from starsearch.embedded import postgres
+from tests.standin.server import StandIn
+from tests.standin.world import World
+
+ROOT = Path(__file__).resolve().parents[1]
+REPOSITORIES, ITEMS_EACH = 20, 120  # 2,400 items: six shards of the usual size
+SHARDS_AN_HOUR = 11  # 100,000 items a day, 400 a shard
+REAPS_AN_HOUR = 6
+IDLE_SECONDS, DRAIN_SECONDS, PATIENCE_SECONDS = 60.0, 10.0, 1_200.0
+
+
+def server_cost() -> list[Figure]:
+    world = World()
+    world.populate(REPOSITORIES, items_each=ITEMS_EACH)
+    with StandIn(world) as github, _machine(github) as machine:
+        idle = machine.measure(lambda: time.sleep(IDLE_SECONDS))
+        names = [repository.full_name for repository in world.visible_repositories()]
+        crawl = machine.measure(lambda: machine.run("crawl/hourly", repositories=names))
+        reap = machine.measure(lambda: machine.run("reap/often"))
+        items, shards = machine.count("items"), machine.count("shards")
+    rows = idle.rows * 3_600 / IDLE_SECONDS + crawl.rows / shards * SHARDS_AN_HOUR + reap.rows * REAPS_AN_HOUR
+    print(
+        f"{items} items, {shards} shards, {crawl.wall:.0f} s; idle {idle.cpu / IDLE_SECONDS * 100:.1f} % of a core; a reap {reap.cpu:.2f} s"
+    )
+    print(f"rows: {idle.rows} in an idle minute, {crawl.rows} of the crawl, {reap.rows} of a reap; by table {crawl.by_table}")
+    return [
+        Figure("prefect.server_cpu_seconds_per_1000_items", round(crawl.cpu / items * 1_000, 2), "s", "<=", 2.0),
+        Figure("prefect.server_cpu_seconds_per_shard", round(crawl.cpu / shards, 2), "s, the parent's share included", "<=", 1.0),
+        Figure("prefect.rows_per_hour", round(rows), f"rows: {SHARDS_AN_HOUR} shards, {REAPS_AN_HOUR} reaps", "<=", 5_000),
+    ]
+
+
+@dataclass
+class Cost:
+    cpu: float
+    rows: int
+    wall: float
+    by_table: dict[str, int]
+
+
+@dataclass
+class Machine:
+    """One that is up, with its server's process."""
+
+    home: Path
+    api: httpx2.Client
+    server: psutil.Process
+    dsn: str
+
+    def measure(self, work: Any) -> Cost:
+        before, cpu, began = self._rows(), self._cpu(), time.monotonic()
+        work()
+        wall = time.monotonic() - began
+        time.sleep(DRAIN_SECONDS)
+        after = self._rows()
+        by_table = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+        return Cost(self._cpu() - cpu, sum(by_table.values()), wall, by_table)
+
+    def run(self, name: str, **parameters: object) -> None:
+        deployment = self.api.get(f"/deployments/name/{name}").raise_for_status().json()["id"]
+        started = self.api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters}).raise_for_status().json()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(5)  # asking costs the server too
+            state = self.api.get(f"/flow_runs/{started['id']}").raise_for_status().json()["state"]
+            if state["type"] == "COMPLETED":
+                return
+            assert state["type"] in {"SCHEDULED", "PENDING", "RUNNING"}, state
+        raise AssertionError(f"{name} did not end within {PATIENCE_SECONDS:.0f} s")
+
+    def count(self, what: str) -> int:
+        import psycopg
+
+        query = {"items": "SELECT count(*) FROM item WHERE stored_at IS NOT NULL", "shards": "SELECT count(*) FROM shard"}[what]
+        with psycopg.connect(self.dsn) as connection:
+            row = connection.execute(query).fetchone()
+        return int(row[0]) if row else 0
+
+    def _cpu(self) -> float:
+        times = self.server.cpu_times()
+        return float(times.user + times.system)
+
+    def _rows(self) -> dict[str, int]:
+        with sqlite3.connect(self.home / "one-machine" / "prefect" / "prefect.db", timeout=60) as history:
+            tables = [name for (name,) in history.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            return {name: history.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables}
+
+
+@contextmanager
+def _machine(github: StandIn) -> Iterator[Machine]:
+    home = Path(tempfile.mkdtemp(prefix="starsearch-bench-"))
+    home.chmod(0o755)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"HOME": str(home), "GITHUB_GRAPHQL_URL": github.graphql_url, "GITHUB_REST_URL": github.url, "SINCE": "2000-01-01"}
+    environment = os.environ | {f"STARSEARCH_{name}": value for name, value in settings.items()} | {"STARSEARCH_GITHUB_TOKENS": "token-a"}
+    database = postgres.start(home)
+    try:
+        _one_machine(environment, "up", str(port))
+        server = next(process for process in psutil.process_iter() if _serves(process, home))
+        api = httpx2.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60)
+        _pause(api)
+        yield Machine(home, api, server, database.dsn)
+    finally:
+        _one_machine(environment, "down")
+        database.close()
+        postgres.stop(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _one_machine(environment: dict[str, str], *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, str(ROOT / "deployments" / "one_machine.py"), *arguments], env=environment, check=True, stdout=sys.stderr
+    )
+
+
+def _serves(process: psutil.Process, home: Path) -> bool:
+    try:
+        return "server" in process.cmdline() and process.environ().get("STARSEARCH_ONE_MACHINE") == str(home)
+    except psutil.Error:
+        return False
+
+
+def _pause(api: httpx2.Client) -> None:
+    """Nothing else runs while it is measured."""
+    for deployment in api.post("/deployments/filter", json={}).raise_for_status().json():
+        for schedule in deployment["schedules"]:
+            api.patch(f"/deployments/{deployment['id']}/schedules/{schedule['id']}", json={"active": False}).raise_for_status()

@@ -1,0 +1,302 @@
+"""One machine, the same system: Prefect's server with its UI, a worker for each pool, every deployment. Usage: make up, make down.
+
+What runs is not written down: each process of ours, and whatever it starts, carries MARK in its environment, so the process table
+is asked. A kill leaves no file that is wrong, and a process that has got the number of one of ours by now is not touched.
+The embedded database is not ours: every command shares it, and it ends by itself.
+"""
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from starsearch.embedded.postgres import locked
+from starsearch.errors import PreconditionMissing, StarsearchError
+from starsearch.settings import Settings, read_settings
+from starsearch.terminal import err, out
+from tasks import quiet
+
+MARK = "STARSEARCH_ONE_MACHINE"
+PORT = 4200
+ROOT = Path(__file__).resolve().parents[1]
+POOLS = ("starsearch", "starsearch-shards")
+ASKS_GITHUB = ("flows.crawl.", "flows.rank.", "flows.maintain.")
+START_SECONDS = 180.0  # a fresh server takes 15; on a busy machine two minutes
+TERM_SECONDS = (10.0, 5.0, 5.0)  # after the first SIGTERM, the second (one leaves workers alive at times), and SIGKILL
+SERVER_SETTINGS = quiet.DEFAULTS | {
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite: "database is locked" after 10 s on a busy machine
+    # What an hour leaves behind is gone after a day (events) and a week (runs): see benchmarks/README.md for how much that is.
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that one asks amplitude.com for its settings from the browser, whatever the server says
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "604800",
+}
+WORKER_SETTINGS = {
+    "STARSEARCH_DISPATCH": "deployment",
+    "PREFECT_WORKER_QUERY_SECONDS": "3",  # whoever clicks waits for it
+}
+
+
+def up(settings: Settings, port: int) -> None:
+    """Start what does not run yet. Raises PreconditionMissing where the port is taken, StarsearchError where something does not start."""
+    folder = _folder(settings)
+    with locked(folder / "lock"):
+        running = _roles(settings)
+        missing = [role for role in ("server", *POOLS) if role not in running]
+        if "server" in running:
+            port = int(running["server"].environ()["PREFECT_SERVER_API_PORT"])
+        environment = _environment(settings, port)
+        if missing:
+            _start_server(folder, environment, port, running.get("server"))
+            _register(environment)
+            _set_schedules(port, asks_github=_has_credential(settings))
+            for pool in missing:
+                if pool != "server":
+                    _start(folder, pool, _worker(pool), environment | WORKER_SETTINGS | _shards_at_once(settings))
+        else:
+            _wait_for_answer(port, running["server"].is_running, folder)
+    _tell(settings, port, missing)
+
+
+def down(settings: Settings) -> None:
+    """End what `up` started and what that started; raises StarsearchError where something cannot be ended."""
+    folder = _folder(settings)
+    with locked(folder / "lock"):
+        server = _roles(settings).get("server")
+        port = int(server.environ()["PREFECT_SERVER_API_PORT"]) if server else None
+        others = _end(lambda: [process for process in ours(settings) if process != server])
+        if port is not None:
+            with contextlib.suppress(httpx.HTTPError):
+                _end_runs(port)
+        ended = others | _end(lambda: ours(settings))
+    out.print(f"StarSearch is down: {len(ended)} processes ended." if ended else "StarSearch was not up.", markup=False)
+
+
+def ours(settings: Settings) -> list[psutil.Process]:
+    """The processes that `up` started in this home, and theirs; without the embedded database, which a flow may have started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(settings.home) and not _is_database(process):
+                found.append(process)
+    return found
+
+
+def _is_database(process: psutil.Process) -> bool:
+    return process.name() == "postgres" or "starsearch.embedded.postgres_supervisor" in process.cmdline()
+
+
+def _roles(settings: Settings) -> dict[str, psutil.Process]:
+    """Of our processes the server and the workers, by what they were started with."""
+    commands = {"server": _server(), **{pool: _worker(pool) for pool in POOLS}}
+    found = {}
+    for process in ours(settings):
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()[1:]
+            found |= {role: process for role, command in commands.items() if line == command[1:]}
+    return found
+
+
+def _server() -> list[str]:
+    return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+
+
+def _worker(pool: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"one-machine-{pool}"]
+
+
+def _folder(settings: Settings) -> Path:
+    folder = settings.home / "one-machine"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreconditionMissing(f"cannot create {folder}: {error.strerror}; set STARSEARCH_HOME to a folder you may write to") from error
+    return folder
+
+
+def _environment(settings: Settings, port: int) -> dict[str, str]:
+    """Of every process of ours. Settings of Prefect that were meant for another server stay out."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return others | SERVER_SETTINGS | {
+        MARK: str(settings.home),
+        "STARSEARCH_HOME": str(settings.home),
+        "PREFECT_HOME": str(_folder(settings) / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_API_PORT": str(port),  # the UI asks the API there; --port alone would leave it asking 4200
+    }  # fmt: skip
+
+
+def _shards_at_once(settings: Settings) -> dict[str, str]:
+    """A shard is a process with an engine of its own here: half the cores, unless the settings say otherwise."""
+    if "max_shards" in settings.model_fields_set:
+        return {}
+    return {"STARSEARCH_MAX_SHARDS": str(max(2, (os.cpu_count() or 2) // 2))}
+
+
+def _has_credential(settings: Settings) -> bool:
+    """One that was meant for StarSearch: a token that merely happens to be in the environment starts no traffic every hour."""
+    return bool(settings.github_tokens or settings.github_app_id)
+
+
+def _start_server(folder: Path, environment: Mapping[str, str], port: int, running: psutil.Process | None) -> None:
+    if running:
+        _wait_for_answer(port, running.is_running, folder)
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PreconditionMissing(f"port {port} is taken by another program: make up PORT={port + 1}, or another free one") from error
+    out.print("Starting Prefect's server (15 seconds, the first time) …", markup=False)
+    server = _start(folder, "server", _server(), environment)
+    _wait_for_answer(port, lambda: server.poll() is None, folder)
+
+
+def _start(folder: Path, role: str, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    (folder / "work").mkdir(exist_ok=True)
+    with (folder / f"{role}.log").open("a") as log:
+        return subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C on make is not meant for them
+            cwd=folder / "work",  # not a checkout, whose .env Prefect would read
+        )
+
+
+def _wait_for_answer(port: int, lives: Callable[[], bool], folder: Path) -> None:
+    log = folder / "server.log"
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=10).status_code == 200:
+                return
+        if not lives():
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise StarsearchError(f"Prefect's server ended; its log is {log}, and ends:\n{tail}")
+        time.sleep(0.2)
+    raise StarsearchError(f"Prefect's server runs and does not answer on port {port}: make down, then make up; its log is {log}")
+
+
+def _register(environment: Mapping[str, str]) -> None:
+    out.print("Registering the deployments …", markup=False)
+    for command in (["deployments/set_up.py"], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=dict(environment),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            raise StarsearchError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+
+def _set_schedules(port: int, *, asks_github: bool) -> None:
+    """Switch each off, which also drops the runs that came due while nobody was there, and on again where it may fire."""
+    with _api(port) as api:
+        for deployment in _listed(api, "/deployments/filter"):
+            may_fire = asks_github or not deployment["entrypoint"].startswith(ASKS_GITHUB)
+            for schedule in deployment["schedules"]:
+                for active in (False, True)[: 1 + may_fire]:
+                    path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+                    api.patch(path, json={"active": active}).raise_for_status()
+
+
+def _end_runs(port: int) -> None:
+    """Their processes are gone: without a word they would seem to run, and hold their deployment's only place."""
+    wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+    with _api(port) as api:
+        for run in _listed(api, "/flow_runs/filter", wanted):
+            cancelled = run["state"]["type"] == "CANCELLING"
+            state = {"type": "CANCELLED" if cancelled else "CRASHED", "message": "Ended by make down; the next run goes on."}
+            api.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+
+
+def _api(port: int) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60)
+
+
+def _listed(api: httpx.Client, path: str, wanted: Mapping[str, Any] | None = None) -> Iterable[dict[str, Any]]:
+    answer = api.post(path, json=dict(wanted or {})).raise_for_status()
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+def _end(find: Callable[[], list[psutil.Process]]) -> set[psutil.Process]:
+    """TERM, wait, TERM, wait, KILL; whatever they start meanwhile ends too."""
+    ended: set[psutil.Process] = set()
+    for signal, seconds in zip(("terminate", "terminate", "kill"), TERM_SECONDS, strict=True):
+        signalled: set[psutil.Process] = set()
+        deadline = time.monotonic() + seconds
+        while living := set(find()):
+            for process in living - signalled:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    getattr(process, signal)()
+            signalled |= living
+            ended |= living
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        else:
+            return ended
+    raise StarsearchError(f"could not be ended: {', '.join(str(process.pid) for process in find())}")
+
+
+def _tell(settings: Settings, port: int, started: list[str]) -> None:
+    url = f"http://127.0.0.1:{port}"
+    with _api(port) as api:
+        form = api.get("/deployments/name/backfill/manual").raise_for_status().json()["id"]
+        crawl = api.get("/deployments/name/crawl/hourly").raise_for_status().json()
+    on = any(schedule["active"] for schedule in crawl["schedules"])
+    state = "is up" if len(started) > len(POOLS) else f"is up again ({', '.join(started)} had ended)" if started else "is up already"
+    lines = [
+        f"StarSearch {state}.",
+        f"  Prefect's UI       {url}",
+        f"  a crawl now        {url}/deployments/deployment/{crawl['id']}/run",
+        '                     repositories: ["pgvector/pgvector"], newest: 30 needs no credential',
+        f"  the backfill form  {url}/deployments/deployment/{form}/run",
+        "  the search page    .venv/bin/starsearch serve",
+        f"  logs and history   {_folder(settings)}",
+        f"The hourly crawl, the daily rank and maintain are {'scheduled' if on else 'registered and paused'}"
+        + ("." if on else ": set STARSEARCH_GITHUB_TOKENS and make up again, or switch them on"),
+        *([] if on else ["in the UI under Deployments. Nothing asks GitHub until you do."]),
+        "make down ends all of it; what was stored stays.",
+    ]
+    out.print("\n".join(lines), markup=False, highlight=False)
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["up"]:
+            up(read_settings(), PORT)
+        case ["up", port] if port.isdecimal() and 0 < int(port) < 65_536:
+            up(read_settings(), int(port))
+        case ["down"]:
+            down(read_settings())
+        case _:
+            err.print("usage: python deployments/one_machine.py up [PORT] | down", markup=False)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except StarsearchError as error:
+        err.print(f"starsearch: {error}", markup=False)
+        sys.exit(error.exit_code)
