@@ -99,10 +99,16 @@ class Machine:
 
     @contextlib.contextmanager
     def shards_held_up(self) -> Iterator[None]:
-        """Nobody can take a turn at a summary, which only shards do."""
-        with psycopg.connect(self.dsn) as connection:
-            connection.execute("LOCK TABLE summary_lease IN ACCESS EXCLUSIVE MODE")
+        """Whoever writes down a call to an engine waits, and only shards do."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute("SELECT pg_advisory_lock(4242)")
             yield
+
+
+HOLD_UP = """
+CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(4242); RETURN NEW; END';
+CREATE TRIGGER hold_up BEFORE INSERT ON engine_call FOR EACH STATEMENT EXECUTE FUNCTION hold_up();
+"""
 
 
 def wait_for(look: Callable[[], object], what: str = "") -> object:
@@ -119,6 +125,8 @@ def machine(server, template, home: Path) -> Iterator[Machine]:
     with psycopg.connect(server.place.dsn("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE one_machine TEMPLATE {template}")
     port, dsn, world = free_port(), server.place.dsn("one_machine"), World()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(HOLD_UP)
     with StandIn(world) as github:
         settings = {"GITHUB_GRAPHQL_URL": github.graphql_url, "GITHUB_REST_URL": github.url, "GITHUB_TOKENS": "token-a"}
         settings |= {"SHARD_SIZE": str(SHARD), "SINCE": "2025-01-01"}
@@ -214,7 +222,6 @@ def test_a_person_fills_in_the_backfill_form_and_reads_what_happened(machine, pa
     field(page, "since").locator("textarea").fill("last week")
     submit.click()
     expect(page.get_by_text("Validation failed for field 'since'. Failure reason: 'last week' does not match").first).to_be_visible()
-    photograph(page, "refused")
     assert machine.runs("backfill") == []
 
     field(page, "since").locator("textarea").fill("2024-12-01")
@@ -271,7 +278,7 @@ def test_down_ends_all_of_it_and_nothing_else(machine):
         assert done.returncode == 0, done.stderr
     assert machine.marked() == {}
     assert stranger.wait(60) == 0
-    assert machine.count("SELECT count(*) FROM item") == ITEMS + SHARD  # the database is there
+    assert machine.count("SELECT count(*) FROM item") >= ITEMS + SHARD  # the database is there
     with sqlite3.connect(machine.home / "one-machine" / "prefect" / "prefect.db") as history:
         states = dict(history.execute("SELECT id, state_type FROM flow_run WHERE state_type IN ('RUNNING', 'PENDING', 'CANCELLING')"))
         assert states == {}, parent
