@@ -46,12 +46,8 @@ def server_cost() -> list[Figure]:
     idle_share = idle.cpu / idle.seconds
     net = crawl.cpu - idle_share * crawl.seconds
     rows = idle.rows * 3_600 / idle.seconds + crawl.rows / shards * SHARDS_AN_HOUR + reap.rows * REAPS_AN_HOUR
-    print(
-        f"{items} items, {shards} shards, {crawl.wall:.0f} s; idle {idle.cpu / IDLE_SECONDS * 100:.1f} % of a core; a reap {reap.cpu:.2f} s"
-    )
-    print(
-        f"rows: {idle.rows} in an idle minute, {crawl.rows} of the crawl, {reap.rows} of a reap; idle {idle.by_table}; crawl {crawl.by_table}"
-    )
+    print(f"{items} items, {shards} shards, {crawl.seconds:.0f} s, {crawl.cpu:.1f} s of CPU with the idle share; a reap {reap.cpu:.2f} s")
+    print(f"rows: idle {idle.by_table}; crawl {crawl.by_table}; {reap.rows} of a reap")
     return [
         Figure("prefect.server_cpu_seconds_per_1000_items", round(net / items * 1_000, 2), "s", "<=", 2.0),
         Figure("prefect.server_cpu_seconds_per_shard", round(net / shards, 2), "s, with its share of the parent", "<=", 1.0),
@@ -87,12 +83,12 @@ class Machine:
         return Cost(self._cpu() - cpu, sum(by_table.values()), seconds, by_table)
 
     def run(self, name: str, **parameters: object) -> None:
-        deployment = self.api.get(f"/deployments/name/{name}").raise_for_status().json()["id"]
-        started = self.api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters}).raise_for_status().json()
+        deployment = _ask(self.api, "GET", f"/deployments/name/{name}")["id"]
+        started = _ask(self.api, "POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(5)  # asking costs the server too
-            state = self.api.get(f"/flow_runs/{started['id']}").raise_for_status().json()["state"]
+            state = _ask(self.api, "GET", f"/flow_runs/{started['id']}")["state"]
             if state["type"] == "COMPLETED":
                 return
             assert state["type"] in {"SCHEDULED", "PENDING", "RUNNING"}, state
@@ -154,6 +150,13 @@ def _serves(process: psutil.Process, home: Path) -> bool:
 
 def _pause(api: httpx2.Client) -> None:
     """Nothing else runs while it is measured."""
-    for deployment in api.post("/deployments/filter", json={}).raise_for_status().json():
+    for deployment in _ask(api, "POST", "/deployments/filter", {}):
         for schedule in deployment["schedules"]:
-            api.patch(f"/deployments/{deployment['id']}/schedules/{schedule['id']}", json={"active": False}).raise_for_status()
+            _ask(api, "PATCH", f"/deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
+
+
+def _ask(api: httpx2.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """503: its SQLite is busy."""
+    while (answer := api.request(method, path, json=body)).status_code == 503:
+        time.sleep(1)
+    return answer.raise_for_status().json() if answer.content else None

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ POOLS = ("starsearch", "starsearch-shards")
 ASKS_GITHUB = ("flows.crawl.", "flows.rank.", "flows.maintain.")
 START_SECONDS = 180.0  # a fresh server takes 15; on a busy machine two minutes
 TERM_SECONDS = (10.0, 5.0, 5.0)  # after the first SIGTERM, the second (one leaves workers alive at times), and SIGKILL
+BUSY_SECONDS = 60.0
 SERVER_SETTINGS = quiet.DEFAULTS | {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite: "database is locked" after 10 s on a busy machine
     # What an hour leaves behind is gone after a day (events) and a week (runs): see benchmarks/README.md for how much that is.
@@ -75,7 +76,7 @@ def down(settings: Settings) -> None:
         port = int(server.environ()["PREFECT_SERVER_API_PORT"]) if server else None
         others = _end(lambda: [process for process in ours(settings) if process != server])
         if port is not None:
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(StarsearchError):  # a server that is gone is told nothing; the reaper finds out
                 _end_runs(port)
         ended = others | _end(lambda: ours(settings))
     out.print(f"StarSearch is down: {len(ended)} processes ended." if ended else "StarSearch was not up.", markup=False)
@@ -209,32 +210,38 @@ def _register(environment: Mapping[str, str]) -> None:
 def _set_schedules(port: int, *, asks_github: bool) -> None:
     """Switch each off, which also drops the runs that came due while nobody was there, and on again where it may fire."""
     with _api(port) as api:
-        for deployment in _listed(api, "/deployments/filter"):
+        for deployment in _ask(api, "POST", "/deployments/filter", {}):
             may_fire = asks_github or not deployment["entrypoint"].startswith(ASKS_GITHUB)
             for schedule in deployment["schedules"]:
                 for active in (False, True)[: 1 + may_fire]:
                     path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
-                    api.patch(path, json={"active": active}).raise_for_status()
+                    _ask(api, "PATCH", path, {"active": active})
 
 
 def _end_runs(port: int) -> None:
     """Their processes are gone: without a word they would seem to run, and hold their deployment's only place."""
     wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
     with _api(port) as api:
-        for run in _listed(api, "/flow_runs/filter", wanted):
+        for run in _ask(api, "POST", "/flow_runs/filter", wanted):
             cancelled = run["state"]["type"] == "CANCELLING"
             state = {"type": "CANCELLED" if cancelled else "CRASHED", "message": "Ended by make down; the next run goes on."}
-            api.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}).raise_for_status()
+            _ask(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
 def _api(port: int) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60)
 
 
-def _listed(api: httpx.Client, path: str, wanted: Mapping[str, Any] | None = None) -> Iterable[dict[str, Any]]:
-    answer = api.post(path, json=dict(wanted or {})).raise_for_status()
-    found: list[dict[str, Any]] = answer.json()
-    return found
+def _ask(api: httpx.Client, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """The answer of a server that says 503 while its SQLite is busy. Raises StarsearchError."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    try:
+        while (answer := api.request(method, path, json=body)).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(1)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        raise StarsearchError(f"Prefect's server did not do what was asked: {error}") from error
+    return answer.json() if answer.content else None
 
 
 def _end(find: Callable[[], list[psutil.Process]]) -> set[psutil.Process]:
@@ -260,8 +267,8 @@ def _end(find: Callable[[], list[psutil.Process]]) -> set[psutil.Process]:
 def _tell(settings: Settings, port: int, started: list[str]) -> None:
     url = f"http://127.0.0.1:{port}"
     with _api(port) as api:
-        form = api.get("/deployments/name/backfill/manual").raise_for_status().json()["id"]
-        crawl = api.get("/deployments/name/crawl/hourly").raise_for_status().json()
+        form = _ask(api, "GET", "/deployments/name/backfill/manual")["id"]
+        crawl = _ask(api, "GET", "/deployments/name/crawl/hourly")
     on = any(schedule["active"] for schedule in crawl["schedules"])
     state = "is up" if len(started) > len(POOLS) else f"is up again ({', '.join(started)} had ended)" if started else "is up already"
     lines = [

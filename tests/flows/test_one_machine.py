@@ -66,18 +66,26 @@ class Machine:
     def services(self) -> set[int]:
         return {pid for pid, line in self.marked().items() if " start " in f"{line} "}
 
+    def get(self, path: str) -> dict:
+        return self._patiently(lambda: self.api.get(path)).raise_for_status().json()
+
     def post(self, path: str, **body: object) -> httpx2.Response:
-        return self.api.post(path, json=body)
+        return self._patiently(lambda: self.api.post(path, json=body))
+
+    def _patiently(self, ask: Callable[[], httpx2.Response]) -> httpx2.Response:
+        """503: its SQLite is busy."""
+        [answer] = wait_for(lambda: (answer := ask()).status_code != 503 and [answer], "an answer")
+        return answer
 
     def deployment(self, name: str) -> dict:
-        return self.api.get(f"/deployments/name/{name}").raise_for_status().json()
+        return self.get(f"/deployments/name/{name}")
 
     def start(self, name: str, **parameters: object) -> str:
         answer = self.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", parameters=parameters)
         return answer.raise_for_status().json()["id"]
 
     def state(self, run: str) -> dict:
-        return self.api.get(f"/flow_runs/{run}").raise_for_status().json()["state"]
+        return self.get(f"/flow_runs/{run}")["state"]
 
     def ended(self, run: str) -> dict:
         return wait_for(lambda: (state := self.state(run))["type"] in FINAL and state)
@@ -272,13 +280,13 @@ def test_down_ends_all_of_it_and_nothing_else(machine):
         parent = machine.start("crawl/hourly", repositories=[NAME])
         wait_for(lambda: machine.count("SELECT count(*) FROM shard WHERE began_at IS NOT NULL AND ended_at IS NULL"), "a shard at work")
         stranger = subprocess.Popen([sys.executable, "-m", "prefect", "--version"], stdout=subprocess.PIPE)
-        before = machine.marked()
-        assert len(before) >= 5  # server, two workers, parent, shard
+        assert len(machine.marked()) >= 5  # server, two workers, parent, shard
+        items = machine.count("SELECT count(*) FROM item")
         done = one_machine(machine.environment, "down")
         assert done.returncode == 0, done.stderr
     assert machine.marked() == {}
     assert stranger.wait(60) == 0
-    assert machine.count("SELECT count(*) FROM item") >= ITEMS + SHARD  # the database is there
+    assert machine.count("SELECT count(*) FROM item") == items  # the database is there
     with sqlite3.connect(machine.home / "one-machine" / "prefect" / "prefect.db") as history:
         states = dict(history.execute("SELECT id, state_type FROM flow_run WHERE state_type IN ('RUNNING', 'PENDING', 'CANCELLING')"))
         assert states == {}, parent
