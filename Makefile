@@ -5,11 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks chaos deployments
 
-<<<<<<< HEAD
-.PHONY: demo test lint bench test-vllm test-kubernetes chaos deploy lock clean
-=======
-.PHONY: demo test lint bench test-vllm test-kubernetes up down deploy lock clean
->>>>>>> 8e4e09f (Start the whole system on one machine: make up, make down)
+.PHONY: demo test lint bench test-vllm test-kubernetes chaos up down deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -33,16 +29,14 @@ test-vllm: .venv/dev      ## the same pipeline against a real vLLM that already 
 test-kubernetes: .venv/dev ## the hour on a real Kubernetes API with faults, about ten minutes; the first time it builds the control plane
 	$(RUN)/pytest -m kubernetes tests/k8s
 
-<<<<<<< HEAD
 chaos: .venv/dev          ## break everything by a schedule drawn from SEED for MINUTES, then prove that nothing was lost
 	@$(RUN)/python -m chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),5) --items $(or $(ITEMS),1000) $(if $(PLANT),--plant $(PLANT))
-=======
+
 up: .venv/ready           ## Prefect's server, its UI, workers and every deployment on this machine; PORT=4200
 	@$(RUN)/python deployments/one_machine.py up $(PORT)
 
 down: .venv/ready         ## end what `make up` started, and nothing else
 	@$(RUN)/python deployments/one_machine.py down
->>>>>>> 8e4e09f (Start the whole system on one machine: make up, make down)
 
 deploy: .venv/ready       ## register every deployment of prefect.yaml on the server at PREFECT_API_URL
 	@test -n "$$PREFECT_API_URL" || { echo "set PREFECT_API_URL, such as http://127.0.0.1:4200/api, to the server to deploy to"; exit 3; }
