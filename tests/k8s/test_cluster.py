@@ -408,6 +408,9 @@ def _everything(system: System, parent: UUID) -> None:
         fault(system, parent)
 
 
+SHARDS_KILLED = {_two_jobs_deleted: 2, _a_pod_killed: 1, _everything: 4}
+
+
 @pytest.mark.parametrize("fault", [*FAULTS, _everything], ids=lambda fault: fault.__name__.strip("_"))
 def test_whatever_breaks_the_run_or_the_next_one_ends_complete(system, fault):
     before, asked = system.digested(), system.engine_requests()
@@ -425,8 +428,9 @@ def test_whatever_breaks_the_run_or_the_next_one_ends_complete(system, fault):
     assert status["complete"], status["gaps"]
     assert system.digested() == before + FAULT_ITEMS
     assert system.value("SELECT count(*) FROM (SELECT version_id, item_id FROM digest GROUP BY 1, 2 HAVING count(*) > 1) AS twice") == 0
-    assert system.engine_requests() - asked <= 1.05 * FAULT_ITEMS
-    print(f"{fault.__name__}: {runs} run(s), {system.engine_requests() - asked - FAULT_ITEMS} asked twice")
+    twice = system.engine_requests() - asked - FAULT_ITEMS
+    print(f"{fault.__name__}: {runs} run(s), {twice} of {FAULT_ITEMS} asked twice")
+    assert twice <= SHARDS_KILLED.get(fault, 0) * FAULT_SHARD  # what a killed shard had asked and not committed
 
 
 def _new_items(system: System) -> None:
