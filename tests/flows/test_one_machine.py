@@ -1,6 +1,6 @@
 """`make up` as it is: a real server, real process workers, shards in processes of their own, the form in a real browser; and `make down`.
 
-Two minutes on two quiet cores. SCREENSHOTS=docs/images makes the pictures of the docs again.
+Four minutes on two shared cores. SCREENSHOTS=docs/images makes the pictures of the docs again.
 """
 
 import contextlib
