@@ -9,9 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ CACHE = Path.home() / ".cache"
 BINARIES = CACHE / "kube-1.20.2" / "bin"
 LIBRARIES = ("libpopt0", "libxxhash0")  # of the rsync that the build unpacks without installing it
 WAIT_SECONDS = 300.0
+BEAT_SECONDS = 10.0
 
 
 def missing() -> str | None:
@@ -158,15 +161,31 @@ def node(cluster: Cluster, name: str, folder: Path, *, gpus: int = 0, labels: Se
         command += ["--label", label]
     with (folder / f"{name}.log").open("wb") as log, ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)) as process:
         wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"), what=f"node {name}")
+        ending = threading.Event()
+        beating = threading.Thread(target=_beat, args=(cluster, name, ending), daemon=True)
+        beating.start()
         try:
             yield
         finally:  # its pods' processes would outlive it
+            ending.set()
+            beating.join()
             pods = psutil.Process(process.pid).children(recursive=True)
             with ended(process):
                 pass
             for pod in pods:
                 with suppress(psutil.NoSuchProcess):
                     pod.kill()
+
+
+def _beat(cluster: Cluster, name: str, ending: threading.Event) -> None:
+    """As a kubelet does, and the tool does only until the API server is gone for a moment: say that the node lives, and is ready."""
+    while not ending.wait(BEAT_SECONDS):
+        now = datetime.now(UTC)
+        lease = {"spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": f"{now:%Y-%m-%dT%H:%M:%S.%fZ}"}}
+        cluster.kubectl("-n", "kube-node-lease", "patch", "lease", name, "--type=merge", "-p", json.dumps(lease), check=False)
+        ready = {"type": "Ready", "status": "True", "reason": "ProcNode", "lastHeartbeatTime": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
+        status = json.dumps({"status": {"conditions": [ready]}})
+        cluster.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", status, check=False)
 
 
 @contextmanager
