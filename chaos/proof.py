@@ -24,7 +24,7 @@ LEASED = (
 )
 
 
-def complete(system: System, tries: int = 4) -> bool:
+def complete(system: System, tries: int = 3) -> bool:
     """Crawl and digest with nothing in the way, until nothing is left to do; as a scheduler would, a few times at most."""
     for _ in range(tries):
         system.command("crawl", "--no-digest")

@@ -21,6 +21,7 @@ from tests.standin.control import Control
 REPOSITORIES = 40
 ENGINES = 3
 TOKEN = "token-a"
+COMMAND_SECONDS = 60.0
 Process = subprocess.Popen[bytes]
 
 
@@ -111,14 +112,14 @@ class System:
     # work
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "starsearch.cli", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        """A command of ours to its end; one that does not come to an end is ended, with 124 for its exit code."""
+        command = [sys.executable, "-m", "starsearch.cli", *arguments]
+        try:
+            return subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=COMMAND_SECONDS + self.items / 5, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 124, "", f"{arguments[0]} did not end")
 
     def keep_busy(self) -> None:
         """An hour passes on GitHub whenever a crawl has ended; digests run all the time, two at once."""
