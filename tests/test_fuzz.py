@@ -202,7 +202,7 @@ async def test_a_chat_engines_answer_is_a_summary_or_counted(body, status):
 VECTORS = {"object": "list", "model": "stub", "data": [{"object": "embedding", "index": 0, "embedding": [0.5] * DIMENSIONS}, {"object": "embedding", "index": 1, "embedding": [0.1] * DIMENSIONS}], "usage": {"prompt_tokens": 2, "total_tokens": 2}}  # fmt: skip
 
 
-@FUZZ
+@settings(FUZZ, max_examples=max(1, EXAMPLES // 5))  # a bad answer is asked again, halved
 @given(body=st.binary(max_size=200) | (values | damaged(VECTORS)).map(lambda value: json.dumps(value).encode("utf-8", "replace")))
 async def test_an_embedding_engines_answer_is_vectors_or_counted(body):
     async for engine in engine_answering(lambda: httpx2.Response(200, content=body, headers={"content-type": "application/json"})):
