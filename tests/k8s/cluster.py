@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ CACHE = Path.home() / ".cache"
 BINARIES = CACHE / "kube-1.20.2" / "bin"
 LIBRARIES = ("libpopt0", "libxxhash0")  # of the rsync that the build unpacks without installing it
 WAIT_SECONDS = 300.0
-BEAT_SECONDS = 10.0
+BEAT_SECONDS = 5.0
 
 
 def missing() -> str | None:
@@ -159,33 +159,40 @@ def node(cluster: Cluster, name: str, folder: Path, *, gpus: int = 0, labels: Se
     command = [sys.executable, str(TOOLS / "process_node.py"), "--name", name, "--gpus", str(gpus)]
     for label in labels:
         command += ["--label", label]
-    with (folder / f"{name}.log").open("wb") as log, ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)) as process:
-        wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"), what=f"node {name}")
+    with (folder / f"{name}.log").open("wb") as log, ExitStack() as stack:
+
+        def start() -> "subprocess.Popen[bytes]":
+            return stack.enter_context(ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
+
         ending = threading.Event()
-        beating = threading.Thread(target=_beat, args=(cluster, name, ending), daemon=True)
-        beating.start()
-        try:
-            yield
-        finally:  # its pods' processes would outlive it
-            ending.set()
-            beating.join()
-            pods = psutil.Process(process.pid).children(recursive=True)
-            with ended(process):
-                pass
-            for pod in pods:
-                with suppress(psutil.NoSuchProcess):
-                    pod.kill()
+        living = threading.Thread(target=_live, args=(cluster, name, start, ending), daemon=True)
+        living.start()
+        stack.callback(living.join)
+        stack.callback(ending.set)
+        wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"), what=f"node {name}")
+        yield
 
 
-def _beat(cluster: Cluster, name: str, ending: threading.Event) -> None:
-    """As a kubelet does, and the tool does only until the API server is gone for a moment: say that the node lives, and is ready."""
+def _live(cluster: Cluster, name: str, start: "Callable[[], subprocess.Popen[bytes]]", ending: threading.Event) -> None:
+    """As a kubelet does, and the tool only until the API server is gone for a moment: go on, and say that the node lives and is ready.
+
+    The processes of its pods end with it.
+    """
+    process, pods = start(), set[psutil.Process]()
     while not ending.wait(BEAT_SECONDS):
+        if process.poll() is not None:
+            process = start()
+        with suppress(psutil.NoSuchProcess):
+            pods |= set(psutil.Process(process.pid).children(recursive=True))
         now = datetime.now(UTC)
         lease = {"spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": f"{now:%Y-%m-%dT%H:%M:%S.%fZ}"}}
         cluster.kubectl("-n", "kube-node-lease", "patch", "lease", name, "--type=merge", "-p", json.dumps(lease), check=False)
         ready = {"type": "Ready", "status": "True", "reason": "ProcNode", "lastHeartbeatTime": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
         status = json.dumps({"status": {"conditions": [ready]}})
         cluster.kubectl("patch", "node", name, "--subresource=status", "--type=strategic", "-p", status, check=False)
+    for pod in pods:
+        with suppress(psutil.NoSuchProcess):
+            pod.kill()
 
 
 @contextmanager
