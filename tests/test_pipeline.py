@@ -67,7 +67,9 @@ async def test_every_item_is_stored_summarized_and_embedded_once(store, row, jso
     status = await read_status(store.pool)
     assert status.complete
     assert status.known == status.stored == status.summarized == status.embedded == 150
-    assert status.usage["prompt_tokens"] == 150 * 10 + 3  # three batches of embeddings
+    [(batches,)] = await rows(store, "SELECT count(*) FROM engine_call WHERE purpose = 'embedding'")
+    assert batches in {3, 4}  # two workers may share the last one
+    assert status.usage["prompt_tokens"] == 150 * 10 + batches
     assert set(stub.asked.values()) == {1}
 
 

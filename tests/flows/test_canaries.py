@@ -74,7 +74,7 @@ async def test_no_secret_is_in_anything_that_a_run_writes(prefect_server, plante
     assert counts["embedded"] == 3
     standin.tokens.clear()
     standin.tokens.add("another")
-    with pytest.raises(Exception, match="refused"):
+    with pytest.raises(Exception, match="refuses"):
         await crawl(repositories=["quillcap/marlframe"])
 
     prefect = everything_of_prefect(prefect_server)
