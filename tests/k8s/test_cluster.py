@@ -400,7 +400,8 @@ def _parent_killed(system: System, parent: UUID) -> None:
     os.killpg(system.process_of(parent), signal.SIGKILL)
 
 
-FAULTS = [_two_jobs_deleted, _a_pod_killed, _worker_restarted, _api_server_gone_for_30_seconds, _prefect_restarted, _parent_killed]
+# in the order in which they come together: first what must still be at work to be killed
+FAULTS = [_two_jobs_deleted, _a_pod_killed, _parent_killed, _worker_restarted, _api_server_gone_for_30_seconds, _prefect_restarted]
 
 
 def _everything(system: System, parent: UUID) -> None:
