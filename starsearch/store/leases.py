@@ -6,12 +6,14 @@ needs a direct connection or a session pool, not PgBouncer's transaction mode.) 
 by the lease token: see digests.py.
 """
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
@@ -37,7 +39,11 @@ class Batch:
 async def worker(dsn: str) -> AsyncIterator[int]:
     """This process's number as a worker, alive for as long as the context is."""
     async with await connect(dsn) as connection:
-        yield await lock_as_worker(connection)
+        try:
+            yield await lock_as_worker(connection)
+        finally:  # PostgreSQL ends a session a moment after its client has closed it; whoever asks next should not see us alive
+            with contextlib.suppress(psycopg.Error):
+                await connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 async def lock_as_worker(connection: AsyncConnection) -> int:
