@@ -18,7 +18,7 @@ from starsearch.jsonl import read_items
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.settings import Settings
 from starsearch.storage import open_store
-from starsearch.store.search import MODES, Mode
+from starsearch.store.words import MODES, Mode
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 FILES = ("items.jsonl.gz", "sample.jsonl")

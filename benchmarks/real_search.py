@@ -24,8 +24,9 @@ from starsearch.storage import database_address
 from starsearch.store.database import Pool, open_database
 from starsearch.store.nearest import NO_FILTERS, Path, nearest
 from starsearch.store.recall import sample_titles
-from starsearch.store.search import MODES, Mode, search
+from starsearch.store.search import search
 from starsearch.store.versions import active_version
+from starsearch.store.words import MODES, Mode
 
 TITLES, TOP = 134, 10
 COMMON, RARE, WORDS, QUESTIONS = 40, (5, 50), 4, 36  # of the commonest 40; rare ones are in 5 to 50 items; 4 in each of 36 questions

@@ -17,9 +17,10 @@ from starsearch.settings import Settings
 from starsearch.storage import Store
 from starsearch.store.nearest import NO_FILTERS
 from starsearch.store.recall import exact_similarities, sample_titles
-from starsearch.store.search import Mode, search
+from starsearch.store.search import search
 from starsearch.store.swap import missing
 from starsearch.store.versions import has_index
+from starsearch.store.words import Mode
 
 MODES: tuple[Mode, ...] = ("hybrid", "vector")  # words alone are the same in every version
 TITLES = 100  # asked where there is no question file

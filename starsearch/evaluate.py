@@ -8,7 +8,7 @@ from typing import Any
 
 from starsearch.errors import StarsearchError
 from starsearch.finder import Finder
-from starsearch.store.search import MODES, Mode
+from starsearch.store.words import MODES, Mode
 
 DEPTH = 100  # a right item below this rank counts as not found
 

@@ -20,8 +20,9 @@ from starsearch.storage import open_store
 from starsearch.store.database import Pool
 from starsearch.store.identity import check_models
 from starsearch.store.nearest import NO_FILTERS
-from starsearch.store.search import MAX_LIMIT, Mode, check_limit, clean_query, search, stored_vector, weigh
+from starsearch.store.search import MAX_LIMIT, check_limit, clean_query, depth_of, search, stored_vector
 from starsearch.store.versions import active_version
+from starsearch.store.words import Mode, find_worded
 
 PATIENCE_SECONDS = 5.0  # somebody waits for the answer
 
@@ -49,15 +50,17 @@ class Finder:
         """
         check_limit(limit)
         query = clean_query(query)
-        words, (version, vector) = await asyncio.gather(weigh(self.pool, query, mode=mode), self._embed(query, mode))
-        return await search(self.pool, version, query, vector, mode=mode, filters=filters, limit=limit, places=places, words=words)
-
-    async def _embed(self, query: str, mode: Mode) -> tuple[IndexVersion, NDArray[Any] | None]:
         version = await self._serving()
+        by_words = find_worded(self.pool, version, query, mode=mode, filters=filters, count=depth_of(max(limit, places)))
+        worded, vector = await asyncio.gather(by_words, self._embed(version, query, mode))
+        return await search(self.pool, version, query, vector, mode=mode, filters=filters, limit=limit, places=places, worded=worded)
+
+    async def _embed(self, version: IndexVersion, query: str, mode: Mode) -> NDArray[Any] | None:
         if mode == "text":
-            return version, None
+            return None
         vectors, _ = await embed(await self._engine(version), [query], dimensions=sent_dimensions(version))
-        return version, vectors[0]
+        vector: NDArray[Any] = vectors[0]
+        return vector
 
     async def engine(self) -> Engine:
         """The engine that embeds for the version that serves now."""

@@ -1,32 +1,26 @@
 """Find digests: cosine similarity over HNSW, BM25 over words, or a weighted sum of both.
 
-Three statements: how rare the question's words are (weigh.sql), which vectors are nearest (store/nearest.py), and the ranking of both
-(search.sql). Weighted, because reciprocal rank fusion with equal weights measured worse than vectors alone.
+Two legs, each on its own: which texts hold the question's words (store/words.py), and which vectors are nearest (store/nearest.py);
+then the ranking of both (search.sql). Weighted, because reciprocal rank fusion with equal weights measured worse than vectors alone.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from numpy.typing import NDArray
 from pgvector import HalfVector
-from psycopg import AsyncCursor, sql
-from psycopg.rows import class_row, dict_row
+from psycopg import sql
+from psycopg.rows import dict_row
 
 from starsearch.errors import QueryUnusable
-from starsearch.models import Explanation, Filters, Found, Hit, IndexVersion, Place, Word, clean
+from starsearch.models import Explanation, Filters, Found, Hit, IndexVersion, Place, clean
 from starsearch.store.database import Pool
-from starsearch.store.nearest import DEPTH, FILTERS, NO_FILTERS, Nearest, Path, filter_parameters, find_nearest
-from starsearch.store.statements import statement
+from starsearch.store.nearest import DEPTH, NO_FILTERS, Nearest, Path, filter_parameters, find_nearest
+from starsearch.store.statements import filled
+from starsearch.store.words import FLAT, Mode, Worded, read_worded, word_parameters
 
-Mode = Literal["hybrid", "vector", "text"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 TEXT_WEIGHT = 0.25  # of the best word score, added to the cosine; what was measured is in docs/decisions/0017
-FLAT = 0.6  # of a text's length that is not held against it
-CANDIDATES = 2_000  # texts ranked by words; ranking one costs about 3 microseconds
-COUNTED = 1_000  # items with a word that are counted; how rare it is hardly depends on more
 MAX_QUERY = 2_000  # characters; more than any engine's window needs to understand a question
 MAX_LIMIT = 1_000
 
@@ -41,37 +35,34 @@ async def search(  # noqa: PLR0913 each is something that a search may be told
     filters: Filters = NO_FILTERS,
     limit: int = 10,
     places: int = 0,
-    words: Sequence[Word] | None = None,
+    worded: Worded | None = None,
     path: Path | None = None,
 ) -> Found:
     """The best `limit` hits, best first, and how they were found; and where those after them stand, down to `places` in all.
 
-    vector: (dimensions,) of the query, by the version's own model; None for mode text. words: of the query, where `weigh` was asked
-    already. path: of the vector leg; None: the better one.
+    vector: (dimensions,) of the query, by the version's own model; None for mode text. worded: the text leg, where `find_worded` was
+    asked already. path: of the vector leg; None: the better one.
     Raises QueryUnusable for a limit out of range, NotStored for a repository that is not in the database.
     """
     check_limit(limit)
     places = max(limit, places)
-    depth = max(places, DEPTH)
+    depth = depth_of(places)
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         asked = await filter_parameters(cursor, filters)
-        if words is None:
-            words = await _weigh(cursor, mode, clean_query(query))
+        if worded is None:
+            worded = Worded() if mode == "vector" else await read_worded(cursor, version, clean_query(query), asked, count=depth)
         near = Nearest()
         if mode != "text" and vector is not None:
             near = await find_nearest(cursor, version, vector, asked, count=depth, path=path)
-        parameters = {"mode": mode, "nearest": near.ids, "vector": None if vector is None else HalfVector(vector)}
-        statement = ranking(version, depth=depth, places=places, limit=limit)
-        await cursor.execute(statement, asked | parameters | _word_parameters(words))
+        await cursor.execute(ranking(version, places=places, limit=limit), ranked(mode, vector, near, worded))
         rows = await cursor.fetchall()
-    explanation = Explanation(near.path, near.matching, tuple(words))
+    explanation = Explanation(near.path, near.matching, worded.words)
     return Found([_hit(row) for row in rows[:limit]], explanation, [_place(row) for row in rows[limit:]])
 
 
-async def weigh(pool: Pool, query: str, *, mode: Mode = "hybrid") -> list[Word]:
-    """The words of a question as `search` weighs them, for asking beside the embedding, which takes as long."""
-    async with pool.connection() as connection, connection.cursor() as cursor:
-        return await _weigh(cursor, mode, clean_query(query))
+def depth_of(places: int) -> int:
+    """How many each leg brings, so that so many places can be filled well."""
+    return max(places, DEPTH)
 
 
 @dataclass(frozen=True)
@@ -110,55 +101,29 @@ def check_limit(limit: int) -> None:
         raise QueryUnusable(f"the limit is {limit:,}, and must be between 1 and {MAX_LIMIT:,}")
 
 
-async def _weigh(cursor: AsyncCursor[Any], mode: Mode, query: str) -> list[Word]:
-    """The question's words that occur anywhere, the rarest first; those that pick candidates are marked. None by vector alone."""
-    if mode == "vector":
-        return []
-    async with cursor.connection.cursor(row_factory=class_row(_Weighed)) as weighing:
-        await weighing.execute(_composed("weigh", {"most": sql.Literal(COUNTED)}), {"query": query})
-        weighed = [word for word in await weighing.fetchall() if word.items]
-    words: list[Word] = []
-    total = 0
-    for word in weighed:
-        total += word.items
-        rarity = math.log(1 + (word.of - word.items + 0.5) / (word.items + 0.5))
-        words.append(Word(word.word, word.items, rarity, picks=not words or total <= CANDIDATES))
-    return words
-
-
-class _Weighed:
-    def __init__(self, word: str, items: int, of: float) -> None:
-        self.word = word
-        self.of = of
-        self.items = min(items, int(of))
-
-
-def _word_parameters(words: Sequence[Word]) -> dict[str, Any]:
-    quoted = {word: "'" + word.text.replace("\\", "\\\\").replace("'", "''") + "'" for word in words}
-    return {
-        "words": list(quoted.values()),
-        "rarities": [word.rarity for word in words],
-        "picks": " | ".join(text for word, text in quoted.items() if word.picks) or None,
-    }
-
-
-def ranking(version: IndexVersion, *, depth: int, places: int, limit: int) -> sql.Composed:
+def ranking(version: IndexVersion, *, places: int, limit: int) -> sql.Composed:
+    """Only our own numbers are put into the text; everything of the user's is a parameter."""
     values = {
         "version": version.id,
         "dimensions": version.dimensions,
-        "depth": depth,
         "places": places,
         "limit": limit,
-        "candidates": CANDIDATES,
         "flat": FLAT,
         "text_weight": TEXT_WEIGHT,
     }
-    return _composed("search", {"filters": sql.SQL(FILTERS)} | {name: sql.Literal(value) for name, value in values.items()})
+    return filled("search", {name: sql.Literal(value) for name, value in values.items()})
 
 
-def _composed(name: str, values: dict[str, Any]) -> sql.Composed:
-    """Only our own numbers and filters are put into the text; everything of the user's is a parameter."""
-    return sql.SQL(cast("Any", statement(name).decode())).format(**values)
+def ranked(mode: Mode, vector: NDArray[Any] | None, near: Nearest, worded: Worded) -> dict[str, Any]:
+    """The parameters of `ranking`."""
+    return word_parameters(worded.words) | {
+        "mode": mode,
+        "vector": None if vector is None else HalfVector(vector),
+        "nearest": near.ids,
+        "worded": worded.ids,
+        "word_scores": worded.scores,
+        "usual": worded.usual,
+    }
 
 
 def _hit(row: dict[str, Any]) -> Hit:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from starsearch.models import Filters, ItemType, State, clean, is_repository_name
-from starsearch.store.search import Mode
+from starsearch.store.words import Mode
 
 MAX_QUESTION = 2_000  # characters; more than any engine's window needs to understand a question
 MOST = 100  # hits of one search, over all its pages

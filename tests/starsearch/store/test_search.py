@@ -9,14 +9,16 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from starsearch.errors import NotStored, QueryUnusable
-from starsearch.models import Filters, IndexVersion, parse_item
+from starsearch.models import Filters, IndexVersion, Word, parse_item
 from starsearch.store import nearest as nearest_module
+from starsearch.store import words as words_module
 from starsearch.store.items import Chunk, store_chunk
 from starsearch.store.leases import claim, find_due
-from starsearch.store.nearest import nearest
+from starsearch.store.nearest import Nearest, nearest
 from starsearch.store.runs import start_run
-from starsearch.store.search import MODES, ranking, search
+from starsearch.store.search import ranked, ranking, search
 from starsearch.store.versions import active_version, ensure_version
+from starsearch.store.words import MODES, Worded, word_parameters
 
 DIMENSIONS = 8
 VERSION = IndexVersion("axes", "", DIMENSIONS, "recipe", "stub", "v1")
@@ -237,16 +239,19 @@ async def test_each_hot_statement_reads_its_index(store, many):
         assert "Seq Scan on item" not in plan
 
 
-async def test_ranking_reads_the_words_index_and_no_table_whole(store, many):
+async def test_words_are_looked_up_in_their_index_and_no_leg_reads_a_table_whole(store, many):
     async with store.pool.connection() as connection, connection.cursor() as cursor:
-        asked = await nearest_module.filter_parameters(cursor, Filters())
-        parameters = asked | {"mode": "hybrid", "nearest": [1, 2, 3], "vector": HalfVector(axis(1))}
-        parameters |= {"words": ["'router'"], "rarities": [1.0], "picks": "'router'"}
-        await cursor.execute(sql.SQL("EXPLAIN {}").format(ranking(many, depth=100, places=10, limit=10)), parameters)
-        plan = "\n".join(line for (line,) in await cursor.fetchall())
-    assert "item_words" in plan
-    assert "Seq Scan on item" not in plan
-    assert "Seq Scan on digest" not in plan
+        word = Word("router", 10, 1.0, True)
+        asked = await nearest_module.filter_parameters(cursor, Filters()) | word_parameters([word])
+        await cursor.execute(sql.SQL("EXPLAIN {}").format(words_module.composed(many, count=100)), asked)
+        by_words = "\n".join(line for (line,) in await cursor.fetchall())
+        both = ranked("hybrid", axis(1), Nearest([1, 2, 3]), Worded((word,), [4, 5], [0.2, 0.1], 30.0))
+        await cursor.execute(sql.SQL("EXPLAIN {}").format(ranking(many, places=10, limit=10)), both)
+        ranks = "\n".join(line for (line,) in await cursor.fetchall())
+    assert "item_words" in by_words
+    for plan in (by_words, ranks):
+        assert "Seq Scan on item" not in plan
+        assert "Seq Scan on digest" not in plan
 
 
 async def test_common_words_are_known_without_counting(store, many):

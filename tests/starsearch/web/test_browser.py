@@ -26,6 +26,8 @@ PAGES = (
     "/?q=x&repo=a/b",
     "/items/brasslantern/ferrygate/412",
     "/items/brasslantern/ferrygate/412/similar",
+    "/ask",
+    "/ask?q=sockets+leak",
     "/status",
     "/sign-in",
     "/nowhere",
