@@ -5,7 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks chaos deployments
 
-.PHONY: demo test lint bench test-vllm test-kubernetes chaos up down deploy lock clean
+.PHONY: demo test lint bench test-vllm test-kubernetes chaos audit up down deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -14,11 +14,16 @@ demo: .venv/ready         ## set up, run the main job once, answer a question fr
 test: .venv/dev           ## set up, run the tests
 	$(RUN)/pytest -n 3 --dist loadfile # tests wait more than they compute: three on two cores
 
-lint: .venv/dev           ## formatting, lint, types, who imports whom
+SECRETS := --disable-plugin KeywordDetector --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
+lint: .venv/dev           ## formatting, lint, types, who imports whom, no secrets
 	$(RUN)/ruff format --check $(TARGETS)
 	$(RUN)/ruff check $(TARGETS)
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-cache
+	@git ls-files -z | xargs -0 $(RUN)/detect-secrets-hook $(SECRETS)
+
+audit: $(UV)              ## every pinned dependency against the list of known vulnerabilities; asks osv.dev
+	$(UV) tool run pip-audit@2.10.1 --vulnerability-service osv --disable-pip --require-hashes -r requirements-dev.lock
 
 bench: .venv/dev          ## every benchmark beside its target: build/bench.json; BENCH=prefix for some
 	@$(RUN)/python -m benchmarks $(BENCH)

@@ -29,6 +29,7 @@ from starsearch.inference.client import counting
 from starsearch.inference.embed import embed_each
 from starsearch.inference.prompts import Prompt, embedded_text
 from starsearch.inference.summarize import first_prompt, summarize
+from starsearch.keeping import Keeper
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
@@ -300,7 +301,8 @@ class _Digester:
         ledger.append(Call("embedding", self.engines.embedding.model, [item.id for item in items]))
         await intend(self.store.pool, self.run.id, batch.token, ledger)
         asked = zip(missing.values(), ledger, strict=False)
-        answers = await asyncio.gather(*(self._summarize(item, prompts.get(item.id), call) for (item, *_), call in asked))
+        async with Keeper(self.store.pool, self.version, self.run.id) as keeper:
+            answers = await asyncio.gather(*(self._summarize(item, prompts.get(item.id), call, keeper) for (item, *_), call in asked))
         outcomes: dict[bytes, Summary | DigestFailed] = {**turns.made, **dict(zip(missing, _blame(answers), strict=True))}
         pairs = [(item, outcomes[keys[item.id]]) for item in items]
         failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
@@ -311,7 +313,9 @@ class _Digester:
     def _prompt(self, item: DueItem) -> Prompt:
         return first_prompt(self.engines.llm, item, version=self.version.prompt_version)
 
-    async def _summarize(self, item: DueItem, prompt: Prompt | None, call: Call) -> Summary | DigestFailed | EngineUnavailable:
+    async def _summarize(
+        self, item: DueItem, prompt: Prompt | None, call: Call, keeper: Keeper
+    ) -> Summary | DigestFailed | EngineUnavailable:
         async with self.slots:
             with counting() as call.spent:
                 try:
@@ -323,6 +327,7 @@ class _Digester:
                     call.outcome = "no answer"
                     return error
         call.outcome = "ok"
+        keeper.put(summary, call)
         return summary
 
     async def _embed(self, pairs: Sequence[tuple[DueItem, Summary]], call: Call) -> tuple[list[Digest], list[Failure]]:

@@ -110,7 +110,7 @@ def test_wrong_usage_exits_2_and_names_what_is_wrong(starsearch, arguments, mess
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"STARSEARCH_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/x"}, "no PostgreSQL at 127.0.0.1:1/x"),
+        ({"STARSEARCH_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/x"}, "no PostgreSQL at 127.0.0.1:1/x"),  # pragma: allowlist secret
         ({"STARSEARCH_DATABASE_URL": "nonsense:"}, "STARSEARCH_DATABASE_URL"),
         ({"STARSEARCH_LLM_BASE_URL": "http://127.0.0.1:1/v1"}, "STARSEARCH_LLM_BASE_URL"),
         ({"STARSEARCH_LLM_MODEL": "gpt-9"}, "serves embedded-extractive-v1"),

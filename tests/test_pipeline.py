@@ -8,7 +8,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from starsearch import pipeline
+from starsearch import keeping, pipeline
 from starsearch.audit import read_status
 from starsearch.engines import Engines
 from starsearch.errors import EngineFailing, EngineUnavailable, LeaseLost, VersionMismatch
@@ -259,6 +259,38 @@ async def test_a_zombie_can_write_nothing(store, row, jsonl):
     with pytest.raises(LeaseLost):
         await finish_batch(store.pool, version, zombies, [], [], [], run_id=1)
     assert await rows(store, "SELECT lease_token FROM due") == [(taken.token,)]
+
+
+@pytest.mark.parametrize("ends", ["in a moment", "late"])
+async def test_what_was_summarized_when_a_batch_broke_off_is_not_asked_for_again(store, row, jsonl, monkeypatch, ends):
+    """Late: after the summaries were kept on the way, so that even a killed process leaves them."""
+    monkeypatch.setattr(keeping, "SECONDS", 0.05 if ends == "late" else 60)
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 21))))
+
+    class Stuck(StubEngine):
+        async def __call__(self, request):
+            answer = await super().__call__(request)
+            if request.url.path.endswith("/chat/completions") and "in report 7" in request.content.decode():
+                await asyncio.Event().wait()
+            return answer
+
+    stuck, working = Stuck(), StubEngine()
+    digesting = asyncio.create_task(digest_with(store, stuck))
+    async with asyncio.timeout(20):
+        while len(stuck.asked) < 20 or (ends == "late" and await rows(store, "SELECT count(*) FROM summary") != [(19,)]):
+            await asyncio.sleep(0.02)
+    digesting.cancel()
+    await asyncio.gather(digesting, return_exceptions=True)
+    assert await rows(store, "SELECT count(*) FROM summary") == [(19,)]
+    assert await rows(store, "SELECT outcome, count(*) FROM engine_call WHERE purpose = 'summary' GROUP BY 1 ORDER BY 1") == [
+        ("not asked", 1),
+        ("ok", 19),
+    ]
+    await digest_with(store, working)
+    assert len(working.asked) == 1
+    status = await read_status(store.pool)
+    assert status.complete
+    assert status.usage["prompt_tokens"] == 20 * 10 + 1
 
 
 async def test_live_items_are_leased_before_backfilled_ones(store, row, jsonl):

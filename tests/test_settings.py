@@ -133,13 +133,13 @@ def test_a_file_that_cannot_be_read_is_named(given, tmp_path, name):
         ("ALLOW_OLD_PGVECTOR", "hunter2"),
         ("LLM_BASE_URL", "engine.example/v1"),
         ("LLM_BASE_URL", "https://"),
-        ("EMBEDDING_BASE_URL", "ftp://user:hunter2@engine.example"),
+        ("EMBEDDING_BASE_URL", "ftp://user:hunter2@engine.example"),  # pragma: allowlist secret
         ("GITHUB_REST_URL", "file:///etc/passwd"),
     ],
 )
 def test_a_bad_value_names_its_variable_and_echoes_nothing(given, name, value):
     with pytest.raises(PreconditionMissing, match=f"STARSEARCH_{name}: ") as caught:
-        given(DATABASE_URL="postgresql://u:hunter2@db.example/x", LLM_API_KEY="hunter2", **{name: value})
+        given(DATABASE_URL="postgresql://u:hunter2@db.example/x", LLM_API_KEY="hunter2", **{name: value})  # pragma: allowlist secret
     assert "hunter2" not in str(caught.value)
     assert caught.value.exit_code == 3
     assert caught.value.__cause__ is None  # a traceback would print the values

@@ -107,8 +107,8 @@ async def connect(dsn: str) -> AsyncConnection:
         ) from error
     except psycopg.ProgrammingError as error:  # its text may quote the password
         raise DatabaseUnavailable(
-            "STARSEARCH_DATABASE_URL is not a PostgreSQL address: write postgresql://user:password@host:port/database, and in the "
-            "password %40 for @, %2F for /, %25 for %"
+            "STARSEARCH_DATABASE_URL is not a PostgreSQL address: write postgresql://user:password"
+            "@host:port/database, and in the password %40 for @, %2F for /, %25 for %"
         ) from error
 
 

@@ -58,7 +58,7 @@ async def finish_batch(
         held = await _held(connection, version.id, batch)
         digests = [digest for digest in digests if digest.item.id in held]
         failures = [failure for failure in failures if failure.item.id in held]
-        await _store_summaries(connection, version, digests, run_id)
+        await _store_summaries(connection, version, [digest.summary for digest in digests], run_id)
         await store_digests(connection, version.id, digests, run_id)
         await _record_latency(connection, version.id, digests)
         await _end_lease(connection, version.id, digests)
@@ -68,6 +68,16 @@ async def finish_batch(
     if not held:
         raise LeaseLost(f"lease {batch.token} ran out; another worker digests its items")
     return Counts(summarized=len(digests), embedded=len(digests), dead_letters=dead)
+
+
+async def keep_summaries(pool: Pool, version: IndexVersion, made: Sequence[Summary], calls: Sequence[Call], *, run_id: int) -> None:
+    """Store summaries, and settle what they cost, before their batch is finished: whoever takes the batch over finds them made.
+
+    No fence: a summary is named after the text that it was made of, and says the same whoever stores it.
+    """
+    async with pool.connection() as connection:
+        await _store_summaries(connection, version, made, run_id)
+        await settle(connection, calls)
 
 
 async def abandon_batch(pool: Pool, batch: Batch, calls: Sequence[Call]) -> None:
@@ -129,8 +139,8 @@ async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> s
     return {row[0] for row in await cursor.fetchall()}
 
 
-async def _store_summaries(connection: AsyncConnection, version: IndexVersion, digests: Sequence[Digest], run_id: int) -> None:
-    summaries = sorted({digest.summary.key: digest.summary for digest in digests}.items())
+async def _store_summaries(connection: AsyncConnection, version: IndexVersion, made: Sequence[Summary], run_id: int) -> None:
+    summaries = sorted({summary.key: summary for summary in made}.items())
     await connection.execute(
         "INSERT INTO summary "
         "(key, text, source, gate_reason, gate_detail, prompt_tokens, completion_tokens, model, prompt_version, run_id) "

@@ -20,7 +20,7 @@ from starsearch.store.statements import filled
 Mode = Literal["hybrid", "vector", "text"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FLAT = 0.6  # of a text's length that is not held against it
-CANDIDATES = 2_000  # texts ranked by words; ranking one costs about 3 microseconds
+CANDIDATES = 1000  # texts ranked by words; ranking one costs about 3 microseconds
 COUNTED = 1_000  # items with a word that are counted; how rare it is hardly depends on more
 
 
