@@ -23,10 +23,11 @@ LOCK_TIMEOUT = "1s"
 LOCK_ATTEMPTS = 30
 INDEX_LOCK = 78_272  # first key of an advisory lock; the second is the version's id
 POLL_SECONDS = 0.2
-# How good the graph is. With half the ef_construction small clusters (a few dozen of 500,000 vectors) are cut off from the rest, and no
-# ef_search finds them; see docs/decisions/0018
-GRAPH = "m = 16, ef_construction = 128"
-BYTES_PER_NODE = 500  # of an HNSW graph at m = 16, beside the vector; pgvector's neighbours and headers, rounded up
+# How good the graph is. With fewer edges or half the candidates small clusters (a few dozen of 500,000 vectors) are cut off from the
+# rest, and no ef_search finds them; see docs/decisions/0018
+EDGES, BUILD_CANDIDATES = 24, 128
+GRAPH = f"m = {EDGES}, ef_construction = {BUILD_CANDIDATES}"
+BYTES_PER_NODE = 750  # of an HNSW graph with so many edges, beside the vector; pgvector's neighbours and headers, rounded up
 MAX_BUILD_MEMORY_MB = 8_192
 SELECT = (
     "SELECT embedding_model, embedding_revision, dimensions, text_recipe, summary_model, prompt_version, embedding_base_url, "

@@ -107,14 +107,16 @@ async def test_plans_are_kept_while_a_batch_is_written_and_no_longer(store):
         assert await (await connection.execute("SHOW plan_cache_mode")).fetchone() == ("force_custom_plan",)
 
 
-async def test_graphs_made_before_are_added_to_as_new_ones_are(store, digest):
+async def test_graphs_made_before_are_rebuilt_as_new_ones_are_and_can_be_added_to_until_then(store, digest):
     wanted = dict(option.split(" = ") for option in GRAPH.split(", "))
     assert await options(store) == wanted
-    await execute(store.dsn, "ALTER INDEX digest_v1_embedding_idx SET (ef_construction = 64)")
-    (better,) = [migration for migration in migrations() if migration.name == "0014_better_graphs.sql"]
+    await execute(store.dsn, "ALTER INDEX digest_v1_embedding_idx SET (m = 16, ef_construction = 64)")
+    await execute(store.dsn, "REINDEX INDEX digest_v1_embedding_idx")
+    (better,) = [migration for migration in migrations() if migration.name == "0016_more_edges.sql"]
     await execute(store.dsn, better.text.encode())
     assert await options(store) == wanted
     assert await execute(store.dsn, DIGEST, digest) == 1
+    await execute(store.dsn, "REINDEX INDEX CONCURRENTLY digest_v1_embedding_idx")
 
 
 async def options(store):
