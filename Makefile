@@ -5,7 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks chaos deployments
 
-.PHONY: demo test lint bench test-vllm test-kubernetes chaos audit up down deploy lock clean
+.PHONY: demo test lint bench test-vllm test-kubernetes chaos day audit up down deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -36,6 +36,9 @@ test-kubernetes: .venv/dev ## the hour on a real Kubernetes API with faults, abo
 
 chaos: .venv/dev          ## break everything by a schedule drawn from SEED for MINUTES, then prove that nothing was lost
 	@$(RUN)/python -m chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),5) --items $(or $(ITEMS),1000) $(if $(PLANT),--plant $(PLANT))
+
+day: .venv/dev            ## a day of the top 40,000 in virtual time, through flows, shards and workers; HOURS=24
+	@$(RUN)/python -m benchmarks.day $(or $(HOURS),24)
 
 up: .venv/ready           ## Prefect's server, its UI, workers and every deployment on this machine; PORT=4200
 	@$(RUN)/python deployments/one_machine.py up $(PORT)

@@ -1,4 +1,6 @@
-"""An OpenAI-compatible engine that answers at once: python -m benchmarks.instant_engine PORT.
+"""An OpenAI-compatible engine that answers at once: python -m benchmarks.instant_engine PORT [titles].
+
+With `titles` a summary is the item's own first line, which passes the gate whatever the item is.
 
 A process of its own, so that its CPU is told apart. GET /requests tells how many it answered.
 Vectors are random, because equal ones would take a short cut through HNSW; but always the same for a text, as a model's are.
@@ -19,6 +21,7 @@ from starlette.routing import Route
 
 MODEL = "instant"
 DIMENSIONS = 384
+TITLES = "titles" in sys.argv
 # of the benchmark's own text, so that it passes the gate
 SUMMARY = "The server returns an error when it parses the config file after an update, and the log shows a timeout in thread 7. " * 3
 
@@ -30,9 +33,10 @@ async def models(_: Request) -> Response:
 
 
 async def chat(request: Request) -> Response:
-    await request.body()
+    body = await request.body()
     answered["chat"] += 1
-    choice = {"index": 0, "message": {"role": "assistant", "content": SUMMARY}, "finish_reason": "stop"}
+    summary = "Summary of " + orjson.loads(body)["messages"][-1]["content"].splitlines()[1] if TITLES else SUMMARY
+    choice = {"index": 0, "message": {"role": "assistant", "content": summary}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 800, "completion_tokens": 100, "total_tokens": 900}
     return _json({"id": "c", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice], "usage": usage})
 

@@ -77,7 +77,9 @@ def _make(connection: psycopg.Connection, table: str, months: Sequence[object]) 
     connection.execute(f"INSERT INTO {table} SELECT item_id, partition_at, embedding FROM digest")
     index = f"USING hnsw ((embedding::halfvec({DIMENSIONS})) halfvec_cosine_ops) WITH ({GRAPH})"
     costs = [_cost(connection, f"CREATE INDEX ON {part} {index}") for part in parts]
-    ((size,),) = connection.execute("SELECT sum(pg_indexes_size(part::regclass)) / 2^20 FROM unnest(%s::text[]) AS part", [parts]).fetchall()
+    ((size,),) = connection.execute(
+        "SELECT sum(pg_indexes_size(part::regclass)) / 2^20 FROM unnest(%s::text[]) AS part", [parts]
+    ).fetchall()
     connection.execute(f"ANALYZE {table}")
     _print(f"{table}: built, {size:.0f} MB", (sum(cpu for cpu, _ in costs), sum(seconds for _, seconds in costs)))
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ IDLE_SECONDS, DRAIN_SECONDS, PATIENCE_SECONDS = 60.0, 10.0, 1_200.0
 def server_cost() -> list[Figure]:
     world = World()
     world.populate(REPOSITORIES, items_each=ITEMS_EACH)
-    with StandIn(world) as github, _machine(github) as machine:
+    with StandIn(world) as github, open_machine(_addresses(github)) as machine:
         idle = machine.measure(lambda: time.sleep(IDLE_SECONDS))
         names = [repository.full_name for repository in world.visible_repositories()]
         crawl = machine.measure(lambda: machine.run("crawl/hourly", repositories=names))
@@ -112,15 +112,19 @@ class Machine:
             return {name: history.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables}
 
 
+def _addresses(github: StandIn) -> dict[str, str]:
+    return {"GITHUB_GRAPHQL_URL": github.graphql_url, "GITHUB_REST_URL": github.url, "GITHUB_TOKENS": "token-a", "SINCE": "2000-01-01"}
+
+
 @contextmanager
-def _machine(github: StandIn) -> Iterator[Machine]:
+def open_machine(settings: Mapping[str, str]) -> Iterator[Machine]:
+    """`make up` in a folder of its own, without its schedules. settings: ours, by their names without STARSEARCH_."""
     home = Path(tempfile.mkdtemp(prefix="starsearch-bench-"))
     home.chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"HOME": str(home), "GITHUB_GRAPHQL_URL": github.graphql_url, "GITHUB_REST_URL": github.url, "SINCE": "2000-01-01"}
-    environment = os.environ | {f"STARSEARCH_{name}": value for name, value in settings.items()} | {"STARSEARCH_GITHUB_TOKENS": "token-a"}
+    environment = os.environ | {f"STARSEARCH_{name}": value for name, value in {"HOME": str(home), **settings}.items()}
     database = postgres.start(home)
     try:
         _one_machine(environment, "up", str(port))

@@ -15,7 +15,7 @@ from starsearch.store.database import Pool
 from starsearch.store.digests import keep_summaries
 from starsearch.store.ledger import Call
 
-SECONDS = 1.0  # a batch that takes longer stores what it has; most of what is asked of fast engines is stored with its batch alone
+SECONDS = 0.25  # so much of a killed process's work is asked for again, beside what was in flight
 
 log = logging.getLogger(__name__)
 
