@@ -193,6 +193,18 @@ async def test_a_parent_that_is_run_again_finds_its_shards(store, version):
     assert pool.keys[planned[0].key] == told
 
 
+async def test_shards_that_a_dead_parent_wrote_down_and_did_not_start_hold_no_places(store, version):
+    """Else its successor would wait for them until they are taken for lost, which is minutes."""
+    parent = uuid4()
+    async with present(store.dsn, parent):
+        left = await plan(store.pool, parent, version.id, priority=LIVE, size=40, most=4)
+        assert await plan(store.pool, uuid4(), version.id, priority=LIVE, size=40, most=4) == []  # it lives
+    assert len(left) == 4
+    async with pool_of(store) as pool:
+        assert (await dispatch(store, pool, version, most=4, seconds=30.0)).embedded == ITEMS
+    assert await number(store, "SELECT count(*) FROM shard WHERE failure = %s", shards.NOT_STARTED) == 4
+
+
 async def test_prefect_that_does_not_answer_is_asked_again(store, version):
     async with pool_of(store, lambda start: "no answer" if start < 4 else "runs") as pool:
         assert (await dispatch(store, pool, version)).embedded == ITEMS

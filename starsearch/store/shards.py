@@ -82,9 +82,12 @@ async def plan(pool: Pool, parent: UUID, version_id: int, *, priority: int, size
 
 
 async def _end_lost(connection: AsyncConnection) -> None:
+    """Shards whose process is gone, that did not begin in time, or whose parent died between writing them down and starting them."""
     await connection.execute(
+        "WITH gone AS (SELECT id FROM flow_run WHERE ended_at IS NOT NULL OR worker NOT IN (SELECT worker FROM living_worker)) "
         "UPDATE shard s SET ended_at = now(), failure = CASE WHEN s.began_at IS NULL THEN %(not_started)s ELSE %(gone)s END "
-        "WHERE s.ended_at IS NULL AND CASE WHEN s.began_at IS NULL THEN s.dispatched_at < now() - %(within)s "
+        "WHERE s.ended_at IS NULL AND CASE WHEN s.began_at IS NULL "
+        "THEN s.dispatched_at < now() - %(within)s OR (s.flow_run IS NULL AND s.parent IN (SELECT id FROM gone)) "
         "ELSE NOT EXISTS (SELECT FROM flow_run f JOIN living_worker USING (worker) WHERE f.id = s.flow_run AND f.ended_at IS NULL) END",
         {"not_started": NOT_STARTED, "gone": GONE, "within": STARTS_WITHIN},
     )
