@@ -67,8 +67,12 @@ def main(hours: int = 24) -> int:
     world = ("--repositories", str(REPOSITORIES), "--items-each", str(ITEMS_EACH), "--latency-seconds", str(LATENCY_SECONDS), *skew)
     with open_standin(*world) as control, _engines() as addresses, open_machine(_settings(control, addresses)) as machine:
         asyncio.run(_follow(machine.dsn, control))
-        passed = [_hour(machine, control, number) for number in range(hours + 1)][1:]  # hour 0: everything is new to us, nothing changed
-    report(passed)
+        _hour(machine, control, 0)  # everything is new to us, and nothing has changed
+        passed: list[Hour] = []
+        for number in range(1, hours + 1):
+            passed.append(_hour(machine, control, number))
+            _save(passed)
+    _tell(passed)
     return 0 if not any(hour.missing for hour in passed) else 1
 
 
@@ -128,7 +132,7 @@ def _hour(machine: Machine, control: Control, number: int) -> Hour:
         cost.rows,
         round((machine.home / "one-machine" / "prefect" / "prefect.db").stat().st_size / 2**20, 1),
     )
-    print(line(hour), flush=True)
+    print(_line(hour), flush=True)
     return hour
 
 
@@ -203,7 +207,7 @@ def _megabytes(process: psutil.Process) -> float:
     return 0.0
 
 
-def line(hour: Hour) -> str:
+def _line(hour: Hour) -> str:
     cpu = ", ".join(f"{role} {seconds:.0f}" for role, seconds in sorted(hour.cpu.items()))
     return (
         f"{hour.hour:>3}  {hour.digested:>6,} digested, {hour.missing} missing, {hour.points:,} points, {hour.requests:,} requests, "
@@ -212,11 +216,14 @@ def line(hour: Hour) -> str:
     )
 
 
-def report(hours: Sequence[Hour]) -> None:
+def _save(hours: Sequence[Hour]) -> None:
     folder = ROOT / "build"
     folder.mkdir(exist_ok=True)
     (folder / "day.json").write_text(json.dumps([asdict(hour) for hour in hours], indent=2) + "\n")
     (folder / "day.svg").write_text(_plots(hours))
+
+
+def _tell(hours: Sequence[Hour]) -> None:
     digested, points, missing = (sum(getattr(hour, name) for hour in hours) for name in ("digested", "points", "missing"))
     grown = (hours[-1].database_mb - hours[0].database_mb) / max(len(hours) - 1, 1)
     print(f"{len(hours)} hours: {digested:,} digested, {missing} missing, {points:,} points")
