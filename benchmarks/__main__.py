@@ -19,6 +19,7 @@ from benchmarks import (
     inference,
     inference_overhead,
     leases,
+    live,
     prefect_cost,
     real_search,
     status,
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "store.write.hnsw_vs_insert": store_write.hnsw_vs_insert,
     "store.write.deadlocks": store_write.writers,  # and .lost, .duplicates
     "store.leases.repositories_per_second": leases.repositories_per_second,
+    "store.live_beside_backfill": live.beside_a_backfill,
     "store.status.seconds": status.status_seconds,
     "store.swap": swap.swap_under_load,
     "prefect.server_cpu_seconds_per_1000_items": prefect_cost.server_cost,  # and ..._per_shard, rows_per_hour

@@ -47,7 +47,7 @@ def overhead_cpu_ms_per_item() -> list[Figure]:
     Busy neighbours make the same instructions cost twice the CPU time and more, so the second figure is a ratio to bare HTTP requests of
     the same size, sent by the same process in the same run. One costs 0.47 ms on this machine when it is quiet: 2 ms are 4.25 of them.
     """
-    with _engine() as settings:
+    with open_engine() as settings:
         runner, server, bare = asyncio.run(_overhead(settings))
     return [
         Figure("inference.overhead_cpu_ms_per_item", round(runner, 2), f"ms, {server:.2f} of PostgreSQL", "<=", 2),
@@ -60,7 +60,7 @@ async def _overhead(settings: Settings) -> tuple[float, float, float]:
     rounds, bare = [], []
     async with _opened(settings) as (store, run):
         for number in range(ROUNDS + 1):
-            await _fill(store, ITEMS, f"'round {number}, report ' || n")
+            await fill(store, ITEMS, f"'round {number}, report ' || n")
             before = time.process_time(), await _server_cpu(store)
             await run()
             rounds.append((time.process_time() - before[0], await _server_cpu(store) - before[1]))
@@ -86,7 +86,7 @@ async def _bare_requests(settings: Settings) -> float:
 
 def duplicate_requests() -> list[Figure]:
     """Three processes of two workers meet 1,000 equal items at the same time."""
-    with _engine() as settings:
+    with open_engine() as settings:
         asyncio.run(_duplicates(settings))
         environment = os.environ | {
             "STARSEARCH_HOME": str(settings.home),
@@ -106,12 +106,12 @@ def duplicate_requests() -> list[Figure]:
 
 async def _duplicates(settings: Settings) -> None:
     async with open_store(settings) as store:
-        await _fill(store, ITEMS, "'Bump lodash'")
+        await fill(store, ITEMS, "'Bump lodash'")
 
 
 def memory_growth_mb() -> list[Figure]:
     """Resident memory of a runner from 5,000 to 50,000 items, every second; plotted in build/inference_memory.svg."""
-    with _engine() as settings:
+    with open_engine() as settings:
         command = [sys.executable, "-m", "benchmarks.inference_overhead", str(settings.home), str(settings.llm_base_url), str(LONG)]
         samples: list[tuple[int, float]] = json.loads(subprocess.check_output(command))
     PLOT.parent.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ async def _sample_memory(settings: Settings, items: int) -> list[tuple[int, floa
     samples: list[tuple[int, float]] = []
     process = psutil.Process()
     async with _opened(settings) as (store, run):
-        await _fill(store, items, "'report ' || n")
+        await fill(store, items, "'report ' || n")
         async with store.pool.connection() as connection:
             for (name,) in await (await connection.execute("SELECT indexname FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")).fetchall():
                 await connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name)))
@@ -178,7 +178,7 @@ async def _opened(settings: Settings) -> AsyncIterator[tuple[Store, Callable[[],
         yield store, run
 
 
-async def _fill(store: Store, items: int, title: str) -> None:
+async def fill(store: Store, items: int, title: str) -> None:
     """Items straight into the table: how they got there is not measured here. `title` is SQL over n."""
     async with store.pool.connection() as connection:
         await connection.execute(
@@ -201,7 +201,7 @@ async def _server_cpu(store: Store) -> float:
 
 
 @contextmanager
-def _engine() -> Iterator[Settings]:
+def open_engine() -> Iterator[Settings]:
     """An instant engine on a port and an empty home folder, both gone at the end."""
     home = Path(tempfile.mkdtemp(prefix="starsearch-bench-"))
     home.chmod(0o755)

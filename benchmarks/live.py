@@ -1,0 +1,110 @@
+"""How soon a new item is searchable while a backfill of 200,000 is being digested.
+
+`starsearch ingest` of one item, from its start until its digest is there, when nothing else is due, and when two other processes work
+through the backfill. The engine answers at once, in a process of its own. What a process needs to start is in both times.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+
+from benchmarks.inference_overhead import fill, open_engine
+from benchmarks.measure import Figure
+from starsearch.embedded import postgres
+from starsearch.settings import Settings
+from starsearch.storage import open_store
+from starsearch.store.leases import BACKFILL
+
+ITEMS = int(os.environ.get("STARSEARCH_BENCH_ITEMS", "200000"))
+LIVE, DIGESTERS, PATIENCE_SECONDS = 10, 2, 120.0
+DIGESTED, DUE = "SELECT count(*) FROM digest", "SELECT count(*) FROM due"
+
+
+def beside_a_backfill() -> list[Figure]:
+    with open_engine() as settings, _database(settings.home) as dsn:
+        _searchable_after(settings, dsn, LIVE * 2)  # the schema, and what is read from disk once
+        idle = [_searchable_after(settings, dsn, n) for n in range(LIVE)]
+        asyncio.run(_backfill(settings))
+        with ExitStack() as digesting:
+            for _ in range(DIGESTERS):
+                digesting.enter_context(_command(settings, "digest"))
+            before = _until(dsn, DIGESTED, above=_ask(dsn, DIGESTED))
+            busy = [_searchable_after(settings, dsn, LIVE + n) for n in range(LIVE)]
+            done, left = _ask(dsn, DIGESTED) - before, _ask(dsn, DUE)
+    assert left, "the backfill was over too early to prove anything"
+    detail = (
+        f"times the idle time: medians {statistics.median(busy):.2f} and {statistics.median(idle):.2f} s, longest {max(busy):.2f} and "
+        f"{max(idle):.2f} s; {done:,} of the backfill digested meanwhile, {left:,} still due"
+    )
+    return [Figure("store.live_beside_backfill", round(statistics.median(busy) / statistics.median(idle), 2), detail, "<=", 2.0)]
+
+
+async def _backfill(settings: Settings) -> None:
+    async with open_store(settings) as store:
+        await fill(store, ITEMS, "'report ' || n")
+        async with store.pool.connection() as connection:
+            await connection.execute(
+                "INSERT INTO due (version_id, item_id, priority) SELECT v.id, i.id, %s FROM item i, index_version v "
+                "WHERE NOT EXISTS (SELECT FROM digest d WHERE d.item_id = i.id)",
+                [BACKFILL],
+            )
+
+
+def _searchable_after(settings: Settings, dsn: str, number: int) -> float:
+    """Seconds, and the command is ended: it would go on with the backfill."""
+    title = f"Live item {number}"
+    item = {"repo": "live/items", "number": number + 1, "type": "issue", "title": title, "state": "open", "body": "Somebody waits for it."}
+    file = settings.home / "live.jsonl"
+    file.write_text(json.dumps(item | {"url": f"https://github.com/live/items/issues/{number + 1}"}))
+    began = time.monotonic()
+    with _command(settings, "ingest", str(file)):
+        _until(dsn, f"SELECT count(*) FROM digest d JOIN item i ON i.id = d.item_id WHERE i.title = '{title}'", above=0)
+        return time.monotonic() - began
+
+
+def _until(dsn: str, query: str, *, above: int) -> int:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while time.monotonic() < deadline:
+            with suppress(psycopg.errors.UndefinedTable):
+                row = connection.execute(query.encode()).fetchone()
+                if row and row[0] > above:
+                    return int(row[0])
+            time.sleep(0.02)
+    raise AssertionError(f"nothing came within {PATIENCE_SECONDS:.0f} s")
+
+
+def _ask(dsn: str, query: str) -> int:
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    return int(row[0]) if row else 0
+
+
+@contextmanager
+def _database(home: Path) -> Iterator[str]:
+    server = postgres.start(home)
+    try:
+        yield server.dsn
+    finally:
+        server.close()
+
+
+@contextmanager
+def _command(settings: Settings, *arguments: str) -> Iterator[None]:
+    names = ("home", "llm_base_url", "llm_model", "embedding_base_url", "embedding_model")
+    environment = os.environ | {f"STARSEARCH_{name.upper()}": str(getattr(settings, name)) for name in names}
+    process = subprocess.Popen([sys.executable, "-m", "starsearch.cli", *arguments], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
