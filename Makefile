@@ -12,7 +12,7 @@ demo: .venv/ready         ## set up, run the main job once, answer a question fr
 	@$(RUN)/python -m flows.demo
 
 test: .venv/dev           ## set up, run the tests
-	$(RUN)/pytest -n 3 --dist loadfile # tests wait more than they compute: three on two cores
+	$(RUN)/pytest -n 3 --dist loadfile --no-loadscope-reorder # tests wait more than they compute: three on two cores
 
 SECRETS := --disable-plugin KeywordDetector --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
 lint: .venv/dev           ## formatting, lint, types, who imports whom, no secrets
@@ -31,7 +31,7 @@ bench: .venv/dev          ## every benchmark beside its target: build/bench.json
 test-vllm: .venv/dev      ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
 	$(RUN)/pytest -m vllm -s
 
-test-kubernetes: .venv/dev ## the hour on a real Kubernetes API with faults, about ten minutes; the first time it builds the control plane
+test-kubernetes: .venv/dev ## the hour on a real Kubernetes API with faults, about half an hour; the first time it builds the control plane
 	$(RUN)/pytest -m kubernetes tests/k8s
 
 chaos: .venv/dev          ## break everything by a schedule drawn from SEED for MINUTES, then prove that nothing was lost

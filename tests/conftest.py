@@ -30,6 +30,14 @@ for _name in [name for name in os.environ if name.startswith("STARSEARCH_") or n
     del os.environ[_name]
 
 
+SLOW = ("tests/flows/", "tests/test_bad_database.py", "tests/test_crawl_command.py", "tests/starsearch/web/test_browser.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few and long tests come first: else one worker is left alone with them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
+
+
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
     """An empty home folder; its server is stopped at the end. Reachable for the user that root's PostgreSQL runs as."""
