@@ -173,9 +173,11 @@ class _Roles:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        yield lambda: max(peaks)
-        over.set()
-        watching.join()
+        try:
+            yield lambda: max(peaks)
+        finally:
+            over.set()
+            watching.join()
 
     def _now(self) -> Counter[str]:
         seconds: Counter[str] = Counter()
@@ -248,7 +250,7 @@ def _plots(hours: Sequence[Hour]) -> str:
         "MB of the database": (hour.database_mb for hour in hours),
         "MB of write-ahead log": (hour.wal_mb for hour in hours),
     }
-    width, height, columns = 330, 110, 2
+    width, height, columns = 380, 110, 2
     plots = [
         _plot(title, list(values), n % columns * width, n // columns * height, width - 20, height - 40)
         for n, (title, values) in enumerate(series.items())
