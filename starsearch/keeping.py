@@ -13,6 +13,7 @@ from starsearch.errors import DatabaseUnavailable
 from starsearch.models import IndexVersion, Summary
 from starsearch.store.database import Pool
 from starsearch.store.digests import keep_summaries
+from starsearch.store.leases import Batch
 from starsearch.store.ledger import Call
 
 SECONDS = 0.25  # so much of a killed process's work is asked for again, beside what was in flight
@@ -29,6 +30,7 @@ class Keeper:
 
     pool: Pool
     version: IndexVersion
+    batch: Batch
     run_id: int
     _made: list[tuple[Summary, Call]] = field(default_factory=list)
     _over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,7 +61,7 @@ class Keeper:
         if not made:
             return
         try:
-            await keep_summaries(self.pool, self.version, [s for s, _ in made], [c for _, c in made], run_id=self.run_id)
+            await keep_summaries(self.pool, self.version, self.batch, made, run_id=self.run_id)
         except (psycopg.Error, DatabaseUnavailable) as error:
             log.warning("%d summaries wait to be stored with their batch: %s", len(made), error)
             return

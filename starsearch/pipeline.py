@@ -301,7 +301,7 @@ class _Digester:
         ledger.append(Call("embedding", self.engines.embedding.model, [item.id for item in items]))
         await intend(self.store.pool, self.run.id, batch.token, ledger)
         asked = zip(missing.values(), ledger, strict=False)
-        async with Keeper(self.store.pool, self.version, self.run.id) as keeper:
+        async with Keeper(self.store.pool, self.version, batch, self.run.id) as keeper:
             answers = await asyncio.gather(*(self._summarize(item, prompts.get(item.id), call, keeper) for (item, *_), call in asked))
         outcomes: dict[bytes, Summary | DigestFailed] = {**turns.made, **dict(zip(missing, _blame(answers), strict=True))}
         pairs = [(item, outcomes[keys[item.id]]) for item in items]

@@ -19,9 +19,11 @@ from starsearch.models import Chunk, IndexVersion, Summary, parse_item
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.store import digests, leases
 from starsearch.store.database import connect
-from starsearch.store.digests import Digest, finish_batch
+from starsearch.store.digests import Digest, finish_batch, keep_summaries
 from starsearch.store.items import store_chunk
 from starsearch.store.leases import BACKFILL, LIVE, claim, find_due, release_dead, worker
+from starsearch.store.ledger import Call, intend
+from starsearch.store.purges import Target, purge
 from starsearch.store.versions import ensure_version
 from tests.stub_engine import StubEngine, completion, failure, nonsense
 
@@ -291,6 +293,21 @@ async def test_what_was_summarized_when_a_batch_broke_off_is_not_asked_for_again
     status = await read_status(store.pool)
     assert status.complete
     assert status.usage["prompt_tokens"] == 20 * 10 + 1
+
+
+async def test_summaries_of_what_is_purged_meanwhile_are_not_kept(store, row, jsonl):
+    version = await ensure_version(store.pool, VERSION)
+    await ingest_file(store, jsonl(row(1), row(2)))
+    await find_due(store.pool)
+    async with recorded_run(store, "digest") as run:
+        batch = await claim(store.pool, version.id, 1)
+        calls = [Call("summary", "stub", [item.id], outcome="ok") for item in batch.items]
+        await intend(store.pool, run.id, batch.token, calls)
+        await purge(store.pool, Target("github.com", "quillcap/marlframe", 1))
+        made = [(Summary(bytes([n]), f"Summary {n}.", "model"), call) for n, call in enumerate(calls, 1)]
+        await keep_summaries(store.pool, version, batch, made, run_id=run.id)
+    assert await rows(store, "SELECT text FROM summary") == [("Summary 2.",)]
+    assert await rows(store, "SELECT count(*) FROM engine_call WHERE settled_at IS NULL") == [(0,)]
 
 
 async def test_live_items_are_leased_before_backfilled_ones(store, row, jsonl):

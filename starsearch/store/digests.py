@@ -70,14 +70,15 @@ async def finish_batch(
     return Counts(summarized=len(digests), embedded=len(digests), dead_letters=dead)
 
 
-async def keep_summaries(pool: Pool, version: IndexVersion, made: Sequence[Summary], calls: Sequence[Call], *, run_id: int) -> None:
+async def keep_summaries(pool: Pool, version: IndexVersion, batch: Batch, made: Sequence[tuple[Summary, Call]], *, run_id: int) -> None:
     """Store summaries, and settle what they cost, before their batch is finished: whoever takes the batch over finds them made.
 
-    No fence: a summary is named after the text that it was made of, and says the same whoever stores it.
+    Only for items whose lease is still ours: what was purged meanwhile must leave nothing behind.
     """
     async with pool.connection() as connection:
-        await _store_summaries(connection, version, made, run_id)
-        await settle(connection, calls)
+        held = await _held(connection, version.id, batch)
+        await _store_summaries(connection, version, [summary for summary, call in made if held & set(call.item_ids)], run_id)
+        await settle(connection, [call for _, call in made])
 
 
 async def abandon_batch(pool: Pool, batch: Batch, calls: Sequence[Call]) -> None:
