@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 
 from benchmarks.github import ITEMS_EACH, LATENCY_SECONDS, LIST, REPOSITORIES, ROOT, UPDATES, open_standin
 from benchmarks.instant_engine import MODEL
+from benchmarks.measure import ask
 from benchmarks.prefect_cost import Machine, open_machine
 from deployments.one_machine import ours
 from starsearch.audit import read_status
@@ -113,22 +113,22 @@ def _hour(machine: Machine, control: Control, number: int) -> Hour:
     if number:
         control.hour(UPDATES, seed=number)
     roles = _Roles(machine)
-    digests, wal = _ask(machine.dsn, SEARCHABLE), _ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
+    digests, wal = ask(machine.dsn, SEARCHABLE), ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
     with roles.watched() as peak:
         cost = machine.measure(lambda: machine.run("crawl/hourly"))
     seen = control.counters()
     hour = Hour(
         number,
         UPDATES if number else 0,
-        _ask(machine.dsn, SEARCHABLE) - digests,
+        ask(machine.dsn, SEARCHABLE) - digests,
         asyncio.run(_missing(machine.dsn, control, begun)),
         int(seen["all_points"]),
         int(seen["all_requests"]),
         round(cost.seconds, 1),
         roles.spent(),
         round(peak(), 1),
-        round(_ask(machine.dsn, "SELECT pg_database_size(current_database())") / 2**20, 1),
-        round((_ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')") - wal) / 2**20, 1),
+        round(ask(machine.dsn, "SELECT pg_database_size(current_database())") / 2**20, 1),
+        round((ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')") - wal) / 2**20, 1),
         cost.rows,
         round((machine.home / "one-machine" / "prefect" / "prefect.db").stat().st_size / 2**20, 1),
     )
@@ -142,13 +142,6 @@ async def _missing(dsn: str, control: Control, begun: str) -> int:
         compared = await compare(connection, control.record(since=begun), whole=False)
         status = await read_status(pool)
     return len(compared.missed) + len(compared.false_tombstones) + status.stored - status.embedded
-
-
-def _ask(dsn: str, query: str) -> int:
-    with psycopg.connect(dsn) as connection:
-        row = connection.execute(query.encode()).fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 class _Roles:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg
 
 from benchmarks.inference_overhead import fill, open_engine
-from benchmarks.measure import Figure
+from benchmarks.measure import Figure, ask
 from starsearch.embedded import postgres
 from starsearch.settings import Settings
 from starsearch.storage import open_store
@@ -37,9 +37,9 @@ def beside_a_backfill() -> list[Figure]:
         with ExitStack() as digesting:
             for _ in range(DIGESTERS):
                 digesting.enter_context(_command(settings, "digest"))
-            before = _until(dsn, DIGESTED, above=_ask(dsn, DIGESTED))
+            before = _until(dsn, DIGESTED, above=ask(dsn, DIGESTED))
             busy = [_searchable_after(settings, dsn, LIVE + n) for n in range(LIVE)]
-            done, left = _ask(dsn, DIGESTED) - before, _ask(dsn, DUE)
+            done, left = ask(dsn, DIGESTED) - before, ask(dsn, DUE)
     assert left, "the backfill was over too early to prove anything"
     detail = (
         f"times the idle time: medians {statistics.median(busy):.2f} and {statistics.median(idle):.2f} s, longest {max(busy):.2f} and "
@@ -79,14 +79,8 @@ def _until(dsn: str, query: str, *, above: int) -> int:
                 row = connection.execute(query.encode()).fetchone()
                 if row and row[0] > above:
                     return int(row[0])
-            time.sleep(0.02)
+            time.sleep(0.02)  # nobody tells when it is there; so much is added to times of seconds
     raise AssertionError(f"nothing came within {PATIENCE_SECONDS:.0f} s")
-
-
-def _ask(dsn: str, query: str) -> int:
-    with psycopg.connect(dsn) as connection:
-        row = connection.execute(query.encode()).fetchone()
-    return int(row[0]) if row else 0
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psycopg
+
 Comparison = Literal["<=", ">=", "=="]
 
 
@@ -19,6 +21,14 @@ class Figure:
     @property
     def holds(self) -> bool:
         return {"<=": self.value <= self.target, ">=": self.value >= self.target, "==": self.value == self.target}[self.comparison]
+
+
+def ask(dsn: str, query: str) -> int:
+    """The one number that a query returns."""
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 Benchmark = Callable[[], list[Figure]]

@@ -22,7 +22,7 @@ from typing import Any
 import httpx2
 import psutil
 
-from benchmarks.measure import Figure
+from benchmarks.measure import Figure, ask
 from starsearch.embedded import postgres
 from tests.standin.server import StandIn
 from tests.standin.world import World
@@ -95,12 +95,8 @@ class Machine:
         raise AssertionError(f"{name} did not end within {PATIENCE_SECONDS:.0f} s")
 
     def count(self, what: str) -> int:
-        import psycopg
-
         query = {"items": "SELECT count(*) FROM item WHERE stored_at IS NOT NULL", "shards": "SELECT count(*) FROM shard"}[what]
-        with psycopg.connect(self.dsn) as connection:
-            row = connection.execute(query).fetchone()
-        return int(row[0]) if row else 0
+        return ask(self.dsn, query)
 
     def _cpu(self) -> float:
         times = self.server.cpu_times()

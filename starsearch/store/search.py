@@ -18,7 +18,7 @@ from starsearch.models import Explanation, Filters, Found, Hit, IndexVersion, Pl
 from starsearch.store.database import Pool
 from starsearch.store.nearest import DEPTH, NO_FILTERS, Nearest, Path, filter_parameters, find_nearest
 from starsearch.store.statements import filled
-from starsearch.store.words import FLAT, Mode, Worded, read_worded, word_parameters
+from starsearch.store.words import SCORE, Mode, Worded, read_worded, word_parameters
 
 TEXT_WEIGHT = 0.25  # of the best word score, added to the cosine; what was measured is in docs/decisions/0017
 MAX_QUERY = 2_000  # characters; more than any engine's window needs to understand a question
@@ -108,10 +108,9 @@ def ranking(version: IndexVersion, *, places: int, limit: int) -> sql.Composed:
         "dimensions": version.dimensions,
         "places": places,
         "limit": limit,
-        "flat": FLAT,
         "text_weight": TEXT_WEIGHT,
     }
-    return filled("search", {name: sql.Literal(value) for name, value in values.items()})
+    return filled("search", SCORE | {name: sql.Literal(value) for name, value in values.items()})
 
 
 def ranked(mode: Mode, vector: NDArray[Any] | None, near: Nearest, worded: Worded) -> dict[str, Any]:

@@ -1,20 +1,19 @@
 -- The best digests of one index version, of what both legs found: by cosine, by words, or by both.
--- In braces, filled in by search.py: the vector length and plain numbers.
+-- In braces, filled in by search.py: what a text is worth by its words (as in words.sql), the vector length and plain numbers.
 WITH word AS MATERIALIZED (
   SELECT * FROM unnest(%(words)s::text[]::tsquery[], %(rarities)s::float8[]) AS word (query, rarity)
 ), worded AS MATERIALIZED (
   SELECT * FROM unnest(%(worded)s::bigint[], %(word_scores)s::float8[]) AS worded (id, words)
 ), other AS MATERIALIZED (
-  -- what is near by vector has a word score too, by the formula of words.sql
+  -- what is near by vector has a word score too
   SELECT
-    id, length(words) AS length,
-    (SELECT sum(rarity * ts_rank('{{1,1,1,1}}', words, query)) FROM word) AS relevance
+    id, length(words) AS length, {relevance} AS relevance, coalesce(%(usual)s::float8, avg(length(words)) OVER ()) AS usual
   FROM item
   WHERE id = ANY (%(nearest)s::bigint[]) AND id NOT IN (SELECT id FROM worded)
 ), candidate AS (
   SELECT id, words FROM worded
   UNION ALL
-  SELECT id, relevance / ({flat} + (1 - {flat}) * length / nullif(coalesce(%(usual)s::float8, avg(length) OVER ()), 0)) FROM other
+  SELECT id, {discounted} FROM other
 ), scored AS (
   SELECT
     c.id, d.summary_key,

@@ -26,6 +26,13 @@ GRAPH = "USING hnsw ((embedding::halfvec(4)) halfvec_cosine_ops) WITH (m = 16, e
 async def fill(connection):
     """What every version of the code stored, into the columns that every schema has."""
     await register_vector_async(connection)
+    await add_items(connection)
+    await add_version(connection)
+    await add_outcomes(connection)
+    await add_costs(connection)
+
+
+async def add_items(connection):
     await connection.execute("INSERT INTO repository (full_name, node_id, database_id) VALUES ('quillcap/marlframe', 'R_1', 1)")
     await connection.execute("INSERT INTO run (kind, finished_at, counts) VALUES ('ingest', now(), %s)", [json.dumps({"items": 4})])
     for number in (DIGESTED, DUE, DEAD):
@@ -41,6 +48,9 @@ async def fill(connection):
             ],
         )
     await connection.execute("INSERT INTO item (repository_id, number, node_id) VALUES (1, %s, 'I_4')", [UNFETCHED])
+
+
+async def add_version(connection):
     await connection.execute(
         "INSERT INTO index_version (fingerprint, embedding_model, embedding_revision, dimensions, text_recipe, summary_model, prompt_version, status) "
         "VALUES (%s, 'axes', '', 4, 'recipe', 'model', 'v1', 'shadow')",
@@ -54,6 +64,10 @@ async def fill(connection):
     for guard in ("refuse_mixed_digests_of", "watch_items_of"):
         if await has(connection, f"SELECT FROM pg_proc WHERE proname = '{guard}'"):
             await connection.execute(f"SELECT {guard}('digest_v1')")
+
+
+async def add_outcomes(connection):
+    """One item digested, one due, one dead."""
     await connection.execute(
         "INSERT INTO summary (key, text, source, model, prompt_version, prompt_tokens, completion_tokens, run_id) "
         "VALUES ('key', 'Totals are doubled.', 'model', 'model', 'v1', 700, 40, 1)"
@@ -69,6 +83,9 @@ async def fill(connection):
         "SELECT 1, id, 'summarize', 'empty summary', '', 3, content_hash FROM item WHERE number = %s",
         [DEAD],
     )
+
+
+async def add_costs(connection):
     await connection.execute(
         "INSERT INTO engine_call (run_id, purpose, model, lease_token, items, settled_at, outcome, requests, prompt_tokens, completion_tokens) "
         "VALUES (1, 'summary', 'model', 1, 1, now(), 'ok', 1, 700, 40)"
