@@ -5,7 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks chaos deployments
 
-.PHONY: demo test lint bench test-vllm test-kubernetes chaos day audit up down deploy lock clean
+.PHONY: demo test lint bench fuzz test-vllm test-kubernetes chaos day audit up down deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -21,6 +21,9 @@ lint: .venv/dev           ## formatting, lint, types, who imports whom, no secre
 	$(RUN)/mypy
 	$(RUN)/lint-imports --no-cache
 	@git ls-files -z | xargs -0 $(RUN)/detect-secrets-hook $(SECRETS)
+
+fuzz: .venv/dev           ## every parser of foreign bytes for SECONDS of CPU time each, with cases that were not tried before; PARSER= for some
+	@$(RUN)/python -m tests.fuzz $(or $(SECONDS),600) $(PARSER)
 
 audit: $(UV)              ## every pinned dependency against the list of known vulnerabilities; asks osv.dev
 	$(UV) tool run pip-audit@2.10.1 --vulnerability-service osv --disable-pip --require-hashes -r requirements-dev.lock

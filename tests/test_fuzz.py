@@ -1,6 +1,6 @@
 """Made-up foreign bytes at every parser of them: whatever comes, it is read, or refused in one of our own errors; never anything else.
 
-`FUZZ_EXAMPLES=100000 pytest tests/test_fuzz.py --durations=0` searches longer, each time elsewhere; by default the same 150 cases each.
+By default the same 150 cases each; `make fuzz` searches longer, elsewhere each time.
 """
 
 import contextlib

@@ -1,0 +1,44 @@
+"""make fuzz SECONDS=n [PARSER=part of a test's name]: each test of test_fuzz.py, elsewhere each time, until it has used that much CPU time.
+
+Exit 0: nothing found; 1: at least one test failed, with the case that failed in the output. Another test goes on all the same.
+"""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).with_name("test_fuzz.py")
+EXAMPLES = 5_000  # a round; few enough to end soon after its time, enough that starting Python is a small part
+PASSED = re.compile(r"(\d+) passing")
+
+
+def main(seconds: float, part: str = "") -> int:
+    names = [name for name in re.findall(r"^(?:async )?def (test_\w+)", TESTS.read_text("utf-8"), re.MULTILINE) if part in name]
+    failed = [name for name in names if not survives(name, seconds)]
+    print(f"{len(names) - len(failed)} of {len(names)} without a finding")
+    return 1 if failed or not names else 0
+
+
+def survives(name: str, seconds: float) -> bool:
+    begun, examples = cpu_seconds(), 0
+    while (used := cpu_seconds() - begun) < seconds:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-show-statistics", f"{TESTS}::{name}"]
+        done = subprocess.run(command, env=os.environ | {"FUZZ_EXAMPLES": str(EXAMPLES)}, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{done.stdout}\n{done.stderr}\n{name}: FAILED after {examples:,} cases", flush=True)
+            return False
+        examples += sum(map(int, PASSED.findall(done.stdout)))
+    print(f"{name}: {examples:,} cases in {used:.0f} s of CPU", flush=True)
+    return True
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), *sys.argv[2:3]))
