@@ -201,14 +201,14 @@ async def _server_cpu(store: Store) -> float:
 
 
 @contextmanager
-def open_engine() -> Iterator[Settings]:
-    """An instant engine on a port and an empty home folder, both gone at the end."""
+def open_engine(*, seconds: float = 0.0) -> Iterator[Settings]:
+    """An engine that needs so long for a summary, and an empty home folder, both gone at the end."""
     home = Path(tempfile.mkdtemp(prefix="starsearch-bench-"))
     home.chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    engine = subprocess.Popen([sys.executable, "-m", "benchmarks.instant_engine", str(port)])
+    engine = subprocess.Popen([sys.executable, "-m", "benchmarks.instant_engine", str(port), str(seconds)])
     try:
         url = f"http://127.0.0.1:{port}/v1"
         deadline = time.monotonic() + 60

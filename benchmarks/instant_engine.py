@@ -1,11 +1,12 @@
-"""An OpenAI-compatible engine that answers at once: python -m benchmarks.instant_engine PORT [titles].
+"""An OpenAI-compatible engine that answers at once: python -m benchmarks.instant_engine PORT [titles] [SECONDS].
 
-With `titles` a summary is the item's own first line, which passes the gate whatever the item is.
+With `titles` a summary is the item's own first line, which passes the gate whatever the item is. With SECONDS a summary takes that long.
 
 A process of its own, so that its CPU is told apart. GET /requests tells how many it answered.
 Vectors are random, because equal ones would take a short cut through HNSW; but always the same for a text, as a model's are.
 """
 
+import asyncio
 import base64
 import sys
 import zlib
@@ -21,10 +22,11 @@ from starlette.routing import Route
 
 MODEL = "instant"
 DIMENSIONS = 384
-TITLES = "titles" in sys.argv
 # of the benchmark's own text, so that it passes the gate
 SUMMARY = "The server returns an error when it parses the config file after an update, and the log shows a timeout in thread 7. " * 3
 
+titles = False
+seconds = 0.0
 answered: Counter[str] = Counter()
 
 
@@ -34,8 +36,9 @@ async def models(_: Request) -> Response:
 
 async def chat(request: Request) -> Response:
     body = await request.body()
+    await asyncio.sleep(seconds)
     answered["chat"] += 1
-    summary = "Summary of " + orjson.loads(body)["messages"][-1]["content"].splitlines()[1] if TITLES else SUMMARY
+    summary = "Summary of " + orjson.loads(body)["messages"][-1]["content"].splitlines()[1] if titles else SUMMARY
     choice = {"index": 0, "message": {"role": "assistant", "content": summary}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 800, "completion_tokens": 100, "total_tokens": 900}
     return _json({"id": "c", "object": "chat.completion", "created": 0, "model": MODEL, "choices": [choice], "usage": usage})
@@ -69,4 +72,6 @@ app = Starlette(
 )
 
 if __name__ == "__main__":
+    titles = "titles" in sys.argv
+    seconds = next((float(each) for each in sys.argv[2:] if each != "titles"), 0.0)
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

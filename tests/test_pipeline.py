@@ -310,13 +310,13 @@ async def test_summaries_of_what_is_purged_meanwhile_are_not_kept(store, row, js
     assert await rows(store, "SELECT count(*) FROM engine_call WHERE settled_at IS NULL") == [(0,)]
 
 
-async def test_live_items_are_leased_before_backfilled_ones(store, row, jsonl):
+async def test_live_items_are_leased_before_backfilled_ones_and_never_with_them(store, row, jsonl):
     version = await ensure_version(store.pool, VERSION)
     async with recorded_run(store, "backfill") as run:
         for numbers, priority in ((range(1, 6), BACKFILL), (range(6, 11), LIVE)):
             chunk = Chunk(tuple(parse_item(row(n)) for n in numbers))
             await store_chunk(store.pool, chunk, run_id=run.id, priority=priority)
-    batches = [await claim(store.pool, version.id, 1, size=5) for _ in range(2)]
+    batches = [await claim(store.pool, version.id, 1, size=8) for _ in range(2)]
     assert [{item.title.split()[-1] for item in batch.items} for batch in batches] == [set("6789") | {"10"}, set("12345")]
 
 

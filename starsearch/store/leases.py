@@ -28,6 +28,21 @@ LEASE = timedelta(minutes=30)
 LIVE, BACKFILL, BULK = 0, 1, 2  # priorities: what changed now, history asked for, what a new index version lacks (forgotten.sql)
 WORKER_LOCK = 78_271  # first key of the workers' advisory locks; the second is the worker's number. The view living_worker knows it too
 
+CLAIM = """
+WITH picked AS (
+  SELECT item_id FROM due WHERE version_id = %(version)s AND priority = %(priority)s AND due_at <= now()
+  ORDER BY attempts, item_id LIMIT %(size)s FOR UPDATE SKIP LOCKED
+), token AS (
+  SELECT nextval('lease_token') AS token
+), leased AS (
+  UPDATE due SET lease_token = token, lease_worker = %(worker)s, due_at = now() + %(lease)s
+  FROM picked, token WHERE due.version_id = %(version)s AND due.item_id = picked.item_id
+  RETURNING due.item_id, lease_token, attempts
+)
+SELECT id, type, state, title, body, comments, content_hash, partition_at, attempts, lease_token
+FROM leased JOIN item ON id = item_id ORDER BY id
+"""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -86,31 +101,19 @@ async def release_dead(pool: Pool) -> int:
 
 
 async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH, priority: int = BULK) -> Batch | None:
-    """Lease up to `size` due items, live ones first and none less urgent than `priority`, fresh ones before failed ones.
+    """Lease up to `size` due items, all of one priority: the most urgent that has any, and none less urgent than `priority`.
 
-    None where nothing is due now.
+    A live item in one batch with the backfill's would wait for all of theirs. Fresh ones come before failed ones. None where nothing is due now.
     """
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            """
-            WITH picked AS (
-              SELECT item_id FROM due WHERE version_id = %(version)s AND priority <= %(priority)s AND due_at <= now()
-              ORDER BY priority, attempts, item_id LIMIT %(size)s FOR UPDATE SKIP LOCKED
-            ), token AS (
-              SELECT nextval('lease_token') AS token
-            ), leased AS (
-              UPDATE due SET lease_token = token, lease_worker = %(worker)s, due_at = now() + %(lease)s
-              FROM picked, token WHERE due.version_id = %(version)s AND due.item_id = picked.item_id
-              RETURNING due.item_id, lease_token, attempts
+        for urgency in range(priority + 1):
+            await cursor.execute(
+                CLAIM, {"version": version_id, "priority": urgency, "size": size, "worker": worker_number, "lease": LEASE}
             )
-            SELECT id, type, state, title, body, comments, content_hash, partition_at, attempts, lease_token
-            FROM leased JOIN item ON id = item_id ORDER BY id
-            """,
-            {"version": version_id, "priority": priority, "size": size, "worker": worker_number, "lease": LEASE},
-        )
-        rows = await cursor.fetchall()
-    tokens = {row.pop("lease_token") for row in rows}
-    return Batch(tokens.pop(), [_due_item(row) for row in rows]) if rows else None
+            if rows := await cursor.fetchall():
+                tokens = {row.pop("lease_token") for row in rows}
+                return Batch(tokens.pop(), [_due_item(row) for row in rows])
+    return None
 
 
 def _due_item(row: dict[str, Any]) -> DueItem:
