@@ -28,8 +28,8 @@ from tests.standin.server import StandIn
 from tests.standin.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
-REPOSITORIES, ITEMS_EACH = 20, 120  # 2,400 items: six shards of the usual size
-SHARDS_AN_HOUR = 11  # 100,000 items a day, 400 a shard
+REPOSITORIES, ITEMS_EACH = 20, 120  # 2,400 items: five shards, each a little below the usual size
+SHARDS_AN_HOUR = 9  # 100,000 items a day, 500 a shard
 REAPS_AN_HOUR = 6
 IDLE_SECONDS, DRAIN_SECONDS, PATIENCE_SECONDS = 60.0, 10.0, 1_200.0
 

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     dispatch: Literal["local", "deployment"] = Field(
         "local", description="Flows digest in their own process (local), or start digest/shard for each shard (deployment)."
     )
-    shard_size: int = Field(400, ge=1, le=10_000, description="Items that one shard leases at most.")
+    shard_size: int = Field(500, ge=1, le=10_000, description="Items that one shard leases at most.")
     max_shards: int = Field(24, ge=1, le=1_000, description="Shards at work at the same time, whoever started them.")
     kubernetes_namespace: str | None = Field(None, description="Where shards are Jobs: `reap` deletes those that nobody waits for.")
     github_graphql_url: str = Field(f"https://{GITHUB_HOST}/graphql", description="GitHub, an Enterprise Server, or a stand-in.")

@@ -1,6 +1,7 @@
 """From items to digests on a real database: nothing lost, nothing twice, every failure counted."""
 
 import asyncio
+import itertools
 import json
 from contextlib import asynccontextmanager
 
@@ -11,14 +12,14 @@ import pytest
 from starsearch import keeping, pipeline
 from starsearch.audit import read_status
 from starsearch.engines import Engines
-from starsearch.errors import EngineFailing, EngineUnavailable, LeaseLost, VersionMismatch
+from starsearch.errors import DatabaseUnsuitable, EngineFailing, EngineUnavailable, LeaseLost, VersionMismatch
 from starsearch.explain import explain, parse_address
 from starsearch.inference.client import open_client, preflight
 from starsearch.jsonl import read_items
 from starsearch.models import Chunk, IndexVersion, Summary, parse_item
 from starsearch.pipeline import digest, ingest, recorded_run
-from starsearch.store import digests, leases
-from starsearch.store.database import connect
+from starsearch.store import digests, leases, migrate
+from starsearch.store.database import connect, open_database
 from starsearch.store.digests import Digest, finish_batch, keep_summaries
 from starsearch.store.items import store_chunk
 from starsearch.store.leases import BACKFILL, LIVE, claim, find_due, release_dead, worker
@@ -357,6 +358,34 @@ async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, j
     assert done.embedded == 2
     assert any("Changed meanwhile" in text for text in stub.asked)
     assert (await read_status(store.pool)).complete
+
+
+async def test_a_job_at_work_outlives_a_migration_and_a_later_one_of_the_old_version_refuses(store, row, jsonl, monkeypatch):
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 200))))
+    loop, ours = asyncio.get_running_loop(), migrate.migrations()
+    columns = "; ".join(f"ALTER TABLE {table} ADD COLUMN newer integer DEFAULT 1" for table in ("item", "due", "digest", "summary", "run"))
+    newer = [*ours, migrate.Migration(ours[-1].number + 1, "newer.sql", columns)]
+
+    async def upgrade():
+        with monkeypatch.context() as patched:
+            patched.setattr(migrate, "migrations", lambda: newer)
+            async with await connect(store.dsn) as connection:
+                assert await migrate.migrate(connection) == ["newer.sql"]
+
+    class Meddler(StubEngine):
+        calls = itertools.count()
+
+        async def __call__(self, request):
+            if request.url.path.endswith("/chat/completions") and next(self.calls) == 100:
+                await loop.create_task(upgrade())
+            return await super().__call__(request)
+
+    done = await digest_with(store, Meddler(), workers=2)
+    assert (done.embedded, done.dead_letters) == (199, 0)
+    assert await rows(store, "SELECT count(newer) FROM digest") == [(199,)]
+    with pytest.raises(DatabaseUnsuitable, match=r"newer.sql.*update starsearch"):
+        async with open_database(store.dsn):
+            pass
 
 
 async def test_an_item_stored_anew_while_its_batch_is_being_finished_waits_instead_of_deadlocking(store, row):
