@@ -14,12 +14,12 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -44,7 +44,10 @@ SEARCHABLE = "SELECT count(*) FROM digest"
 
 @dataclass(frozen=True)
 class Hour:
-    """cpu: seconds by role. memory_mb: the most that one process of a job had. missing: items not stored or digested as they are."""
+    """cpu: seconds by role. missing: items not stored or digested as they are.
+
+    job_mb, worker_mb: the most that one process had which came in this hour, and one that lives through all of them.
+    """
 
     hour: int
     changed: int
@@ -54,7 +57,8 @@ class Hour:
     requests: int
     seconds: float
     cpu: dict[str, float]
-    memory_mb: float
+    job_mb: float
+    worker_mb: float
     database_mb: float
     wal_mb: float
     prefect_rows: int
@@ -114,7 +118,7 @@ def _hour(machine: Machine, control: Control, number: int) -> Hour:
         control.hour(UPDATES, seed=number)
     roles = _Roles(machine)
     digests, wal = ask(machine.dsn, SEARCHABLE), ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
-    with roles.watched() as peak:
+    with roles.watched() as peaks:
         cost = machine.measure(lambda: machine.run("crawl/hourly"))
     seen = control.counters()
     hour = Hour(
@@ -126,7 +130,8 @@ def _hour(machine: Machine, control: Control, number: int) -> Hour:
         int(seen["all_requests"]),
         round(cost.seconds, 1),
         roles.spent(),
-        round(peak(), 1),
+        round(peaks["job"], 1),
+        round(peaks["worker"], 1),
         round(ask(machine.dsn, "SELECT pg_database_size(current_database())") / 2**20, 1),
         round((ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')") - wal) / 2**20, 1),
         cost.rows,
@@ -151,23 +156,28 @@ class _Roles:
         self._settings = Settings(_env_file=None, home=machine.home)
         self._server = machine.server
         self._before = self._now()
+        self._began = time.time()
 
     def spent(self) -> dict[str, float]:
         return {role: round(seconds - self._before.get(role, 0.0), 1) for role, seconds in self._now().items()}
 
     @contextmanager
-    def watched(self) -> Iterator[Any]:
-        """Yields what tells the most megabytes that one process of a job had in the meantime."""
-        over, peaks = threading.Event(), [0.0]
+    def watched(self) -> Iterator[dict[str, float]]:
+        """Yields the most megabytes that one process of each kind has had so far."""
+        over, peaks = threading.Event(), {"job": 0.0, "worker": 0.0}
 
         def watch() -> None:
             while not over.wait(SAMPLE_SECONDS):
-                peaks.extend(_megabytes(process) for process in ours(self._settings) if process.pid != self._server.pid)
+                for process in ours(self._settings):
+                    with contextlib.suppress(psutil.Error):
+                        kind = "job" if process.create_time() >= self._began else "worker"
+                        if process.pid != self._server.pid:
+                            peaks[kind] = max(peaks[kind], process.memory_info().rss / 2**20)
 
         watching = threading.Thread(target=watch)
         watching.start()
         try:
-            yield lambda: max(peaks)
+            yield peaks
         finally:
             over.set()
             watching.join()
@@ -196,18 +206,12 @@ class _Roles:
         return "workers" if process.environ().get("STARSEARCH_ONE_MACHINE") == str(self._settings.home) else None
 
 
-def _megabytes(process: psutil.Process) -> float:
-    with contextlib.suppress(psutil.Error):
-        return float(process.memory_info().rss / 2**20)
-    return 0.0
-
-
 def _line(hour: Hour) -> str:
     cpu = ", ".join(f"{role} {seconds:.0f}" for role, seconds in sorted(hour.cpu.items()))
     return (
         f"{hour.hour:>3}  {hour.digested:>6,} digested, {hour.missing} missing, {hour.points:,} points, {hour.requests:,} requests, "
-        f"{hour.seconds:.0f} s; CPU s: {cpu}; {hour.memory_mb:.0f} MB a process; database {hour.database_mb:,.0f} MB, "
-        f"WAL {hour.wal_mb:.0f} MB; Prefect {hour.prefect_rows:,} rows, {hour.prefect_mb:.0f} MB"
+        f"{hour.seconds:.0f} s; CPU s: {cpu}; {hour.job_mb:.0f} MB a job, {hour.worker_mb:.0f} a worker; "
+        f"database {hour.database_mb:,.0f} MB, WAL {hour.wal_mb:.0f} MB; Prefect {hour.prefect_rows:,} rows, {hour.prefect_mb:.0f} MB"
     )
 
 
@@ -239,7 +243,8 @@ def _plots(hours: Sequence[Hour]) -> str:
         "CPU seconds of crawl and digest": (hour.cpu.get("crawl and digest", 0.0) for hour in hours),
         "CPU seconds of PostgreSQL": (hour.cpu.get("postgres", 0.0) for hour in hours),
         "CPU seconds of Prefect's server": (hour.cpu.get("prefect", 0.0) for hour in hours),
-        "MB of the largest job's process": (hour.memory_mb for hour in hours),
+        "MB of the largest job's process": (hour.job_mb for hour in hours),
+        "MB of the larger worker": (hour.worker_mb for hour in hours),
         "MB of the database": (hour.database_mb for hour in hours),
         "MB of write-ahead log": (hour.wal_mb for hour in hours),
     }
