@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from tasks import quiet
 from tests.k8s.manifests import K8S, Manifest, lint, problems, read, rendered
 
 ROOT = K8S.parent
@@ -199,3 +200,4 @@ async def test_the_jobs_of_a_work_pool_are_valid_and_keep_the_workers_secrets_ou
     environment = {each["name"]: each.get("value") for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert environment["PREFECT_API_URL"] == "http://prefect.starsearch:4200/api"
     assert environment["PREFECT_HOME"] == "/data/prefect"
+    assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == quiet.DEFAULTS["PREFECT_LOGGING_EXTRA_LOGGERS"]  # read before a flow's module is
