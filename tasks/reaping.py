@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import aiohttp
 from kubernetes_asyncio import client as kubernetes
 from kubernetes_asyncio import config
 from prefect import get_client, task
@@ -38,6 +40,7 @@ PATIENCE = {
 LOOKS_APART_SECONDS = 30.0  # a run is reaped when it is not at work twice: its database may have restarted
 PAGE = 200
 LABEL = "prefect.io/flow-run-id"
+LONGEST_REASON = 600
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +57,9 @@ async def reap_runs() -> int:
         if gone:
             await asyncio.sleep(LOOKS_APART_SECONDS)
             gone = await absent(store.pool, list(gone)) & {run.id for run in await _overdue(client)}
+        reasons = await _reasons() if gone else {}
         for id in gone:
-            await _end(client, stuck[id])
+            await _end(client, stuck[id], reasons.get(id))
         await forget_old_runs(store.pool)
     return len(gone)
 
@@ -78,12 +82,58 @@ async def _overdue(client: PrefectClient) -> list[FlowRun]:
     return [run for run in found if run.state and run.state.timestamp < now - PATIENCE[run.state.type]]
 
 
-async def _end(client: PrefectClient, run: FlowRun) -> None:
+async def _end(client: PrefectClient, run: FlowRun, reason: str | None) -> None:
     assert run.state
     message = f"Reaped: {run.state.name} since {run.state.timestamp:%H:%M} UTC, and no process is at work on it."
+    if reason:
+        message += f" Kubernetes says: {reason}"
     end = Cancelled if run.state.type == StateType.CANCELLING else Crashed
     await client.set_flow_run_state(run.id, end(message=message), force=True)
     log.warning("flow run %s (%s): %s", run.name, run.id, message)
+
+
+async def _reasons() -> dict[UUID, str]:
+    """Why Jobs did not get to work, by flow run, as the cluster's warnings say: no quota, no image, no node, no secret.
+
+    A run is ended without its reason where the cluster does not tell.
+    """
+    namespace = read_settings().kubernetes_namespace
+    if namespace is None:
+        return {}
+    try:
+        async with _cluster() as api:
+            jobs = await _unfinished(kubernetes.BatchV1Api(api), namespace)
+            warnings = (await kubernetes.CoreV1Api(api).list_namespaced_event(namespace, field_selector="type=Warning")).items
+    except (kubernetes.ApiException, aiohttp.ClientError, TimeoutError, PreconditionMissing) as error:
+        log.warning("the cluster does not say why runs did not begin: %s", error or type(error).__name__)
+        return {}
+    said = {UUID(job.metadata.labels[LABEL]): _said_of(job.metadata.name, warnings) for job in jobs}
+    return {id: reason for id, reason in said.items() if reason}
+
+
+def _said_of(job: str, warnings: Iterable[kubernetes.CoreV1Event]) -> str:
+    """Of the Job and its pods, whose names begin with its own. One for each kind: the longest, for the short ones name no image."""
+    told: dict[str, str] = {}
+    for each in warnings:
+        if each.message and f"{each.involved_object.name}-".startswith(f"{job}-"):
+            told[each.reason] = max(told.get(each.reason, ""), each.message, key=len)
+    return "; ".join(told.values())[:LONGEST_REASON]
+
+
+@asynccontextmanager
+async def _cluster() -> AsyncIterator[kubernetes.ApiClient]:
+    """As the service account of the Job, or by a kubeconfig."""
+    try:
+        config.load_incluster_config()  # type: ignore[no-untyped-call]
+    except config.ConfigException:
+        try:
+            await config.load_kube_config()
+        except config.ConfigException as error:
+            raise PreconditionMissing(
+                "STARSEARCH_KUBERNETES_NAMESPACE is set, and there is neither a service account's token nor a kubeconfig"
+            ) from error
+    async with kubernetes.ApiClient() as api:
+        yield api
 
 
 @task(name="reap-leases", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
@@ -99,16 +149,7 @@ async def reap_jobs() -> int:
     namespace = read_settings().kubernetes_namespace
     if namespace is None:
         return 0
-    try:
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
-    except config.ConfigException:
-        try:
-            await config.load_kube_config()
-        except config.ConfigException as error:
-            raise PreconditionMissing(
-                "STARSEARCH_KUBERNETES_NAMESPACE is set, and there is neither a service account's token nor a kubeconfig"
-            ) from error
-    async with kubernetes.ApiClient() as api, get_client() as client:
+    async with _cluster() as api, get_client() as client:
         batch = kubernetes.BatchV1Api(api)
         jobs = {job.metadata.name: UUID(job.metadata.labels[LABEL]) for job in await _unfinished(batch, namespace)}
         orphans = set(jobs.values()) - await _unended(client, jobs.values())

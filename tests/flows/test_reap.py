@@ -75,6 +75,18 @@ async def test_runs_without_a_process_are_ended_and_their_place_is_free(runs):
     assert (await state_of(stuck["RUNNING"])).type == "CRASHED"
 
 
+async def test_runs_are_ended_although_the_cluster_does_not_say_why(runs, monkeypatch, tmp_path):
+    from tasks.reaping import reap_runs
+
+    make, state_of = runs
+    monkeypatch.setenv("STARSEARCH_KUBERNETES_NAMESPACE", "starsearch")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    stuck = await make("PENDING")
+    await asyncio.sleep(PATIENCE_SECONDS)
+    assert await reap_runs.fn() == 1
+    assert (await state_of(stuck)).message.endswith("no process is at work on it.")
+
+
 async def test_a_run_that_is_at_work_is_left_alone(runs, environment):
     from tasks.reaping import reap_runs
 
