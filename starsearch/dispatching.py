@@ -1,6 +1,6 @@
 """Work through what is due by shards: cut, start, watch the database, start again what did not finish.
 
-Who starts a shard, and who looks up whether it still will, is handed in: Prefect in tasks/dispatch.py.
+Who starts a shard, and who looks up whether it still will begin, is handed in: Prefect, in tasks/digesting.py.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from uuid import UUID
 from starsearch.errors import ShardsFailed
 from starsearch.progress import Progress
 from starsearch.storage import Store
-from starsearch.store.shards import Outlook, Shard, give_up, look, plan, told, waiting
+from starsearch.store.shards import NOT_STARTED, Outlook, Shard, give_up, look, plan, told, waiting
 
 LOOK_SECONDS = 2.0
 REPORT_SECONDS = 30.0
@@ -24,14 +24,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Prospect:
+    """What is said of a shard that has not begun. lost: it will not begin any more."""
+
+    said: str
+    lost: bool
+
+
+@dataclass(frozen=True)
 class Starter:
     """start: starts a shard, or finds the flow run that was started with its key; None where Prefect does not answer now.
 
-    lost: of these flow runs those that will not begin any more, with the reason.
+    prospects: of these flow runs, as far as anything is known.
     """
 
     start: Callable[[Shard], Awaitable[UUID | None]]
-    lost: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, str]]]
+    prospects: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, Prospect]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ async def digest_by_shards(
 
     Raises ShardsFailed where shards fail again and again, or `seconds` are over; shards at work go on, and the next run counts on them.
     """
-    began, most_due, warned = time.monotonic(), 0, False
+    began, most_due, warned, said = time.monotonic(), 0, False, ""
     while True:
         await store.brakes.check()
         for shard in await plan(store.pool, parent, version_id, priority=cut.priority, size=cut.size, most=cut.most):
@@ -65,17 +73,26 @@ async def digest_by_shards(
             return
         most_due = max(most_due, seen.due)
         progress("digest", most_due - seen.due, most_due)
-        _raise_where_it_ends(seen, seconds and seconds - (time.monotonic() - began))
+        _raise_where_it_ends(seen, seconds and seconds - (time.monotonic() - began), said)
         if not warned and seen.open and not seen.begun and time.monotonic() - began > WARN_SECONDS:
             warned = True
             log.warning(
-                "%d shards were started and none has begun: does a worker poll their pool (prefect worker start --pool starsearch-shards)? "
-                "Does the cluster have room for their Jobs?", seen.open
+                "%d shards were started and none has begun (Prefect says: %s): does a worker poll their pool (prefect worker start --pool "
+                "starsearch-shards)? Does the cluster have room for their Jobs?", seen.open, said or "nothing"
             )  # fmt: skip
         await asyncio.sleep(_nap(seen))
-        for flow_run, reason in (await starter.lost(list(not_begun := await waiting(store.pool, parent)))).items():
-            log.warning("a shard will not begin (flow run %s): %s", flow_run, reason)
-            await give_up(store.pool, not_begun[flow_run], reason)
+        said = await _ask_after_those_that_wait(store, starter, parent) or said
+
+
+async def _ask_after_those_that_wait(store: Store, starter: Starter, parent: UUID) -> str:
+    """Give up those that will not begin; returns what is said of the others."""
+    not_begun = await waiting(store.pool, parent)
+    prospects = await starter.prospects(list(not_begun))
+    for flow_run, prospect in prospects.items():
+        if prospect.lost:
+            log.warning("a shard will not begin (flow run %s): %s", flow_run, prospect.said)
+            await give_up(store.pool, not_begun[flow_run], prospect.said)
+    return "; ".join(sorted({prospect.said for prospect in prospects.values() if not prospect.lost}))
 
 
 async def _wait_for_reports(store: Store, parent: UUID, version_id: int, cut: Cut) -> None:
@@ -86,12 +103,16 @@ async def _wait_for_reports(store: Store, parent: UUID, version_id: int, cut: Cu
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _raise_where_it_ends(seen: Outlook, seconds_left: float | None) -> None:
-    said = "; ".join(dict.fromkeys(seen.worn_out or seen.failures))
+def _raise_where_it_ends(seen: Outlook, seconds_left: float | None, said: str) -> None:
+    """`said`: of the last that waited in vain."""
+    failures = "; ".join(
+        f"{failure}; Prefect said: {said}" if failure == NOT_STARTED and said else failure
+        for failure in dict.fromkeys(seen.worn_out or seen.failures)
+    )
     if seen.worn_out and not seen.open:
-        raise ShardsFailed(f"shards failed again and again ({said}): {seen.due} items stay due, and the next run goes on")
+        raise ShardsFailed(f"shards failed again and again ({failures}): {seen.due} items stay due, and the next run goes on")
     if seconds_left is not None and seconds_left <= 0:
-        reason = f", others failed ({said})" if said else ""
+        reason = f", others failed ({failures})" if failures else ""
         raise ShardsFailed(
             f"the time is over: {seen.due} items are still due, {seen.open} shards go on{reason}; the next run takes the rest"
         )

@@ -3,18 +3,20 @@
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import httpx
 from prefect import get_client, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId, LogFilterLevel
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
-from starsearch.dispatching import Cut, Starter, digest_by_shards
+from starsearch.dispatching import Cut, Prospect, Starter, digest_by_shards
 from starsearch.errors import PreconditionMissing
 from starsearch.models import Counts
 from starsearch.pipeline import Allowance, Run, digest, make_due, recorded_run
@@ -27,6 +29,8 @@ from starsearch.store.versions import active_version
 from tasks.artifacts import progress_artifact
 
 SHARD = "digest/shard"
+POD_PENDING = "InfrastructurePending"  # the state of a run whose pod is there and does not run yet
+MADE_WITHIN = timedelta(minutes=2)  # a worker makes a Job in a second; one that ended meanwhile leaves a run that no other takes
 LIVE_SECONDS = 2_700.0  # an hourly run leaves the rest to the next one
 
 log = logging.getLogger(__name__)
@@ -136,13 +140,34 @@ def _starter(client: PrefectClient) -> Starter:
             return None
         return started.id
 
-    async def lost(flow_runs: Sequence[UUID]) -> Mapping[UUID, str]:
+    async def prospects(flow_runs: Sequence[UUID]) -> Mapping[UUID, Prospect]:
         if not flow_runs:
             return {}
         try:
             runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=list(flow_runs))))
+            errors = await _errors(client, [run.id for run in runs if run.state_name == POD_PENDING])
         except httpx.HTTPError:
             return {}
-        return {run.id: f"{run.state.name}: {run.state.message}" for run in runs if run.state and run.state.is_final()}
+        return {run.id: _prospect(run, run.state, errors.get(run.id)) for run in runs if run.state}
 
-    return Starter(start, lost)
+    return Starter(start, prospects)
+
+
+def _prospect(run: FlowRun, state: State, error: str | None) -> Prospect:
+    if (
+        state.is_pending()
+        and state.name != POD_PENDING
+        and not run.infrastructure_pid
+        and state.timestamp < datetime.now(UTC) - MADE_WITHIN
+    ):
+        return Prospect("its worker ended before it had made a Job or a process", lost=True)
+    told = f"{state.name}: {state.message}" if state.message else str(state.name)
+    return Prospect(error or told, state.is_final())
+
+
+async def _errors(client: PrefectClient, flow_runs: list[UUID]) -> dict[UUID, str]:
+    """What the worker's observer wrote into their logs: why a pod that waits cannot start, such as an image that cannot be pulled."""
+    if not flow_runs:
+        return {}
+    logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=flow_runs), level=LogFilterLevel(ge_=logging.ERROR)))
+    return {entry.flow_run_id: entry.message for entry in logs if entry.flow_run_id}

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from starsearch import dispatching
-from starsearch.dispatching import Cut, Starter, digest_by_shards
+from starsearch.dispatching import Cut, Prospect, Starter, digest_by_shards
 from starsearch.errors import EngineFailing, ShardsFailed
 from starsearch.jsonl import read_items
 from starsearch.models import IndexVersion
@@ -53,7 +53,7 @@ class Pool:
 
     @property
     def starter(self):
-        return Starter(self.start, self.lost)
+        return Starter(self.start, self.prospects)
 
     async def start(self, shard):
         if shard.key in self.keys:
@@ -65,12 +65,13 @@ class Pool:
         flow_run = self.keys[shard.key] = uuid4()
         if fate == "crashes":
             self.crashed[flow_run] = "Crashed: no image"
-        else:
+        elif fate != "waits":
             self.tasks.append(asyncio.create_task(self.run(shard, flow_run, fate)))
         return flow_run
 
-    async def lost(self, flow_runs):
-        return {flow_run: self.crashed[flow_run] for flow_run in flow_runs if flow_run in self.crashed}
+    async def prospects(self, flow_runs):
+        waits = Prospect("Late", lost=False)
+        return {flow_run: Prospect(self.crashed[flow_run], lost=True) if flow_run in self.crashed else waits for flow_run in flow_runs}
 
     async def run(self, shard, flow_run, fate):
         try:
@@ -215,13 +216,21 @@ async def test_a_shard_that_never_begins_is_given_up_and_its_successor_does_the_
     monkeypatch.setattr(shards, "STARTS_WITHIN", timedelta(milliseconds=300))
     async with pool_of(store, lambda start: "crashes" if start == 1 else "runs") as pool:
         pool.crashed.clear()
-        monkeypatch.setattr(pool, "lost", _nobody)
+        monkeypatch.setattr(pool, "prospects", _nobody)
         assert (await dispatch(store, pool, version, size=150)).embedded == ITEMS
     assert await number(store, "SELECT failure FROM shard WHERE attempt = 1") == shards.NOT_STARTED
 
 
 async def _nobody(_flow_runs):
     return {}
+
+
+async def test_shards_that_nobody_takes_end_the_parent_with_what_prefect_says_of_them(store, version, monkeypatch):
+    monkeypatch.setattr(shards, "STARTS_WITHIN", timedelta(milliseconds=200))
+    async with pool_of(store, lambda _start: "waits") as pool:
+        with pytest.raises(ShardsFailed, match=r"\(it did not start; Prefect said: Late\): 150 items stay due"):
+            await dispatch(store, pool, version, size=150)
+    assert pool.starts == shards.ATTEMPTS
 
 
 async def test_a_shard_that_begins_after_it_was_given_up_does_no_harm(store, version, monkeypatch):
