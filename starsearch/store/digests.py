@@ -9,12 +9,12 @@ from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
-from pgvector import HalfVector
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 
 from starsearch.errors import DigestFailed, LeaseLost
 from starsearch.models import Counts, DueItem, IndexVersion, Summary
 from starsearch.store.database import Pool, keep_plans
+from starsearch.store.digest_rows import COLUMNS, digest_rows
 from starsearch.store.leases import Batch, give_back
 from starsearch.store.ledger import Call, settle
 from starsearch.store.swap import pass_swap
@@ -105,24 +105,21 @@ async def earlier_summaries(pool: Pool, version: IndexVersion, items: Sequence[D
 
 
 async def store_digests(connection: AsyncConnection, version_id: int, digests: Sequence[Digest], run_id: int) -> None:
-    """Vectors, in the caller's transaction; those written before for the same items are replaced."""
+    """Vectors, in the caller's transaction; those written before for the same items are replaced.
+
+    By COPY, which fills page by page, into the version's own partition: rows that come in by way of `digest` are written one by one,
+    because it has triggers. Nobody else writes these digests meanwhile: the lease is ours.
+    """
     if not digests:
         return
-    await connection.execute(
-        "INSERT INTO digest (version_id, run_id, item_id, partition_at, content_hash, summary_key, embedding) "
-        "SELECT %s, %s, * FROM unnest(%b::bigint[], %b::timestamptz[], %b::bytea[], %b::bytea[], %b::halfvec[]) "
-        "ON CONFLICT (version_id, item_id, partition_at) DO UPDATE SET content_hash = excluded.content_hash, "
-        "summary_key = excluded.summary_key, embedding = excluded.embedding, run_id = excluded.run_id, created_at = now()",
-        [
-            version_id,
-            run_id,
-            [digest.item.id for digest in digests],
-            [digest.item.partition_at for digest in digests],
-            [digest.item.content_hash for digest in digests],
-            [digest.summary.key for digest in digests],
-            [HalfVector(digest.vector) for digest in digests],
-        ],
-    )
+    table = sql.Identifier(f"digest_v{version_id}")
+    items = [digest.item for digest in digests]
+    replaced = sql.SQL("DELETE FROM {} WHERE version_id = %s AND item_id = ANY (%b::bigint[])").format(table)
+    await connection.execute(replaced, [version_id, [item.id for item in items]])
+    rows = digest_rows(version_id, run_id, items, [digest.summary.key for digest in digests], [digest.vector for digest in digests])
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table, sql.SQL(COLUMNS))
+    async with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        await copy.write(rows)
 
 
 async def _held(connection: AsyncConnection, version_id: int, batch: Batch) -> set[int]:

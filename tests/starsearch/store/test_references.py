@@ -2,11 +2,13 @@
 
 import asyncio
 
+import numpy as np
 import psycopg
 import pytest
 
-from starsearch.models import IndexVersion
+from starsearch.models import DueItem, IndexVersion, Summary
 from starsearch.store.database import connect, keep_plans
+from starsearch.store.digests import Digest, store_digests
 from starsearch.store.migrate import migrations
 from starsearch.store.runs import start_run
 from starsearch.store.versions import GRAPH, ensure_version
@@ -105,6 +107,24 @@ async def test_plans_are_kept_while_a_batch_is_written_and_no_longer(store):
         assert await (await connection.execute("SHOW plan_cache_mode")).fetchone() == ("auto",)
         await connection.commit()
         assert await (await connection.execute("SHOW plan_cache_mode")).fetchone() == ("force_custom_plan",)
+
+
+async def test_digests_are_read_as_they_were_written_and_the_later_ones_replace_the_earlier(store, digest):
+    ((item, moment),) = await rows(store, "SELECT id, partition_at FROM item")
+    due = DueItem(item, "issue", "open", "Title", "", (), b"hash", moment)
+    for key, numbers in ((b"unused", [1, 0, 0]), (b"right", [-0.1, 1e-6, 0.70000005])):
+        vector = np.array(numbers, np.float32)
+        run = await start_run(store.pool, "another")
+        async with store.pool.connection() as connection:
+            await store_digests(connection, digest["version"], [Digest(due, Summary(key, "text", "model"), vector)], run)
+        (stored,) = await rows(store, "SELECT item_id, partition_at, content_hash, summary_key, run_id, embedding FROM digest")
+        assert stored[:5] == (item, moment, b"hash", key, run)
+        assert (stored[5].to_numpy() == vector.astype(np.float16)).all()
+
+
+async def rows(store, statement):
+    async with store.pool.connection() as connection:
+        return await (await connection.execute(statement)).fetchall()
 
 
 async def test_graphs_made_before_are_rebuilt_as_new_ones_are_and_can_be_added_to_until_then(store, digest):
