@@ -89,6 +89,22 @@ async def test_scores_tell_each_leg(store, version):
     assert hit.scores["text"] is None
 
 
+@pytest.mark.parametrize(
+    ("title", "query"),
+    [
+        ("TaskRunner hangs", "task runner"),
+        ("Hang in src/task-runner.py", "runner of a task"),
+        ("engine.task.Runner hangs", "task runner"),
+        ("`TaskRunner.flushAll()` hangs", "flush all tasks"),
+        ("TaskRunner hangs", "TaskRunner"),  # and still by the whole name
+    ],
+)
+async def test_parts_of_identifiers_are_words_too(store, version, row, title, query):
+    await fill(store, version, [row(20, title=title, body="")])
+    hits = (await search(store.pool, version, query, None, mode="text")).hits
+    assert [hit.number for hit in hits] == [20]
+
+
 def day(text):
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
