@@ -121,7 +121,9 @@ async def _check_deployment(client: PrefectClient) -> None:
     except ObjectNotFound as error:
         raise PreconditionMissing(f"{SHARD} is not registered on the Prefect server: make deploy, or STARSEARCH_DISPATCH=local") from error
     if not deployment.work_pool_name:
-        raise PreconditionMissing(f"the work pool of {SHARD} is gone: make deploy creates it again")
+        raise PreconditionMissing(
+            f"the work pool of {SHARD} is gone: deployments/set_up.py (in a cluster: --kubernetes) and prefect deploy --all make it again"
+        )
 
 
 def _starter(client: PrefectClient) -> Starter:
