@@ -5,7 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks chaos deployments
 
-.PHONY: demo test lint bench fuzz test-vllm test-kubernetes chaos day audit up down deploy lock clean
+.PHONY: demo test lint bench fuzz test-vllm test-kubernetes test-kubernetes-hour chaos day audit up down deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -34,8 +34,11 @@ bench: .venv/dev          ## every benchmark beside its target: build/bench.json
 test-vllm: .venv/dev      ## the same pipeline against a real vLLM that already serves (see docs/operations.md)
 	$(RUN)/pytest -m vllm -s
 
-test-kubernetes: .venv/dev ## the hour on a real Kubernetes API with faults, about half an hour; the first time it builds the control plane
+test-kubernetes: .venv/dev ## the hour on a real Kubernetes API, with faults and bad clusters: an hour; the first time it builds the control plane
 	$(RUN)/pytest -m kubernetes tests/k8s
+
+test-kubernetes-hour: .venv/dev ## of these the hour alone: a schedule, a worker under its Role, eight Jobs and more
+	$(RUN)/pytest -m kubernetes tests/k8s/test_cluster.py -k "not whatever_breaks"
 
 chaos: .venv/dev          ## break everything by a schedule drawn from SEED for MINUTES, then prove that nothing was lost
 	@$(RUN)/python -m chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),5) --items $(or $(ITEMS),1000) $(if $(PLANT),--plant $(PLANT))

@@ -42,7 +42,7 @@ def missing() -> str | None:
 
 def build() -> None:
     """The control plane's binaries, once: 4 to 6 minutes."""
-    if (BINARIES / "kube-scheduler").exists():
+    if (BINARIES / "etcd").exists():  # the last that is put there
         return
     libraries = CACHE / "kube-build-libraries"
     libraries.mkdir(parents=True, exist_ok=True)
