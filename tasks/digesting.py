@@ -30,7 +30,7 @@ from tasks.artifacts import progress_artifact
 
 SHARD = "digest/shard"
 POD_PENDING = "InfrastructurePending"  # the state of a run whose pod is there and does not run yet
-MADE_WITHIN = timedelta(minutes=2)  # a worker makes a Job in a second; one that ended meanwhile leaves a run that no other takes
+MADE_WITHIN = timedelta(minutes=3)  # longer than a worker tries to make a Job; one that ended meanwhile leaves a run that no other takes
 LIVE_SECONDS = 2_700.0  # an hourly run leaves the rest to the next one
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _prospect(run: FlowRun, state: State, error: str | None) -> Prospect:
         and not run.infrastructure_pid
         and state.timestamp < datetime.now(UTC) - MADE_WITHIN
     ):
-        return Prospect("its worker ended before it had made a Job or a process", lost=True)
+        return Prospect("its worker has made no Job or process of it: it was restarted, or is stuck", lost=True)
     told = f"{state.name}: {state.message}" if state.message else str(state.name)
     return Prospect(error or told, state.is_final())
 
