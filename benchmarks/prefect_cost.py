@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import httpx
 import psutil
 
 from benchmarks.measure import Figure, ask
+from deployments.one_machine import ask as ask_prefect
+from deployments.one_machine import open_api, set_schedules
 from starsearch.embedded import postgres
 from tests.standin.server import StandIn
 from tests.standin.world import World
@@ -69,7 +71,7 @@ class Machine:
     """One that is up, with its server's process."""
 
     home: Path
-    api: httpx2.Client
+    api: httpx.Client
     server: psutil.Process
     dsn: str
 
@@ -83,12 +85,12 @@ class Machine:
         return Cost(self._cpu() - cpu, sum(by_table.values()), seconds, by_table)
 
     def run(self, name: str, **parameters: object) -> None:
-        deployment = _ask(self.api, "GET", f"/deployments/name/{name}")["id"]
-        started = _ask(self.api, "POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+        deployment = ask_prefect(self.api, "GET", f"/deployments/name/{name}")["id"]
+        started = ask_prefect(self.api, "POST", f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(5)  # asking costs the server too
-            state = _ask(self.api, "GET", f"/flow_runs/{started['id']}")["state"]
+            state = ask_prefect(self.api, "GET", f"/flow_runs/{started['id']}")["state"]
             if state["type"] == "COMPLETED":
                 return
             assert state["type"] in {"SCHEDULED", "PENDING", "RUNNING"}, state
@@ -125,8 +127,8 @@ def open_machine(settings: Mapping[str, str]) -> Iterator[Machine]:
     try:
         _one_machine(environment, "up", str(port))
         server = next(process for process in psutil.process_iter() if _serves(process, home))
-        api = httpx2.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60)
-        _pause(api)
+        api = open_api(port)
+        set_schedules(port, lambda _: False)  # nothing else runs while it is measured
         yield Machine(home, api, server, database.dsn)
     finally:
         _one_machine(environment, "down")
@@ -146,17 +148,3 @@ def _serves(process: psutil.Process, home: Path) -> bool:
         return "server" in process.cmdline() and process.environ().get("STARSEARCH_ONE_MACHINE") == str(home)
     except psutil.Error:
         return False
-
-
-def _pause(api: httpx2.Client) -> None:
-    """Nothing else runs while it is measured."""
-    for deployment in _ask(api, "POST", "/deployments/filter", {}):
-        for schedule in deployment["schedules"]:
-            _ask(api, "PATCH", f"/deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False})
-
-
-def _ask(api: httpx2.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """503: its SQLite is busy."""
-    while (answer := api.request(method, path, json=body)).status_code == 503:
-        time.sleep(1)
-    return answer.raise_for_status().json() if answer.content else None

@@ -49,28 +49,29 @@ WORKER_SETTINGS = {
 
 def up(settings: Settings, port: int) -> None:
     """Start what does not run yet. Raises PreconditionMissing where the port is taken, StarsearchError where something does not start."""
-    folder = _folder(settings)
+    folder = folder_of(settings)
     with locked(folder / "lock"):
         running = _roles(settings)
         missing = [role for role in ("server", *POOLS) if role not in running]
         if "server" in running:
             port = int(running["server"].environ()["PREFECT_SERVER_API_PORT"])
-        environment = _environment(settings, port)
+        environment = environment_of(settings, port)
         if missing:
             _start_server(folder, environment, port, running.get("server"))
-            _register(environment)
-            _set_schedules(port, asks_github=_has_credential(settings))
+            register(environment)
+            asks_github = _has_credential(settings)
+            set_schedules(port, lambda deployment: asks_github or not deployment["entrypoint"].startswith(ASKS_GITHUB))
             for pool in missing:
                 if pool != "server":
-                    _start(folder, pool, _worker(pool), environment | WORKER_SETTINGS | _shards_at_once(settings))
+                    start(folder, pool, worker_command(pool), environment | WORKER_SETTINGS | _shards_at_once(settings))
         else:
-            _wait_for_answer(port, running["server"].is_running, folder)
+            wait_for_answer(port, running["server"].is_running, folder)
     _tell(settings, port, missing)
 
 
 def down(settings: Settings) -> None:
     """End what `up` started and what that started; raises StarsearchError where something cannot be ended."""
-    folder = _folder(settings)
+    folder = folder_of(settings)
     with locked(folder / "lock"):
         server = _roles(settings).get("server")
         port = int(server.environ()["PREFECT_SERVER_API_PORT"]) if server else None
@@ -87,18 +88,18 @@ def ours(settings: Settings) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(settings.home) and not _is_database(process):
+            if process.environ().get(MARK) == str(settings.home) and not is_database(process):
                 found.append(process)
     return found
 
 
-def _is_database(process: psutil.Process) -> bool:
+def is_database(process: psutil.Process) -> bool:
     return process.name() == "postgres" or "starsearch.embedded.postgres_supervisor" in process.cmdline()
 
 
 def _roles(settings: Settings) -> dict[str, psutil.Process]:
     """Of our processes the server and the workers, by what they were started with."""
-    commands = {"server": _server(), **{pool: _worker(pool) for pool in POOLS}}
+    commands = {"server": server_command(), **{pool: worker_command(pool) for pool in POOLS}}
     found = {}
     for process in ours(settings):
         with contextlib.suppress(psutil.Error):
@@ -107,15 +108,15 @@ def _roles(settings: Settings) -> dict[str, psutil.Process]:
     return found
 
 
-def _server() -> list[str]:
+def server_command() -> list[str]:
     return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
 
 
-def _worker(pool: str) -> list[str]:
+def worker_command(pool: str) -> list[str]:
     return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"one-machine-{pool}"]
 
 
-def _folder(settings: Settings) -> Path:
+def folder_of(settings: Settings) -> Path:
     folder = settings.home / "one-machine"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,13 +125,13 @@ def _folder(settings: Settings) -> Path:
     return folder
 
 
-def _environment(settings: Settings, port: int) -> dict[str, str]:
+def environment_of(settings: Settings, port: int, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Of every process of ours. Settings of Prefect that were meant for another server stay out."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    others = {name: value for name, value in base.items() if not name.startswith("PREFECT_")}
     return others | SERVER_SETTINGS | {
         MARK: str(settings.home),
         "STARSEARCH_HOME": str(settings.home),
-        "PREFECT_HOME": str(_folder(settings) / "prefect"),
+        "PREFECT_HOME": str(folder_of(settings) / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_PORT": str(port),  # the UI asks the API there; --port alone would leave it asking 4200
     }  # fmt: skip
@@ -150,7 +151,7 @@ def _has_credential(settings: Settings) -> bool:
 
 def _start_server(folder: Path, environment: Mapping[str, str], port: int, running: psutil.Process | None) -> None:
     if running:
-        _wait_for_answer(port, running.is_running, folder)
+        wait_for_answer(port, running.is_running, folder)
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -159,11 +160,11 @@ def _start_server(folder: Path, environment: Mapping[str, str], port: int, runni
         except OSError as error:
             raise PreconditionMissing(f"port {port} is taken by another program: make up PORT={port + 1}, or another free one") from error
     out.print("Starting Prefect's server (15 seconds, the first time) …", markup=False)
-    server = _start(folder, "server", _server(), environment)
-    _wait_for_answer(port, lambda: server.poll() is None, folder)
+    server = start(folder, "server", server_command(), environment)
+    wait_for_answer(port, lambda: server.poll() is None, folder)
 
 
-def _start(folder: Path, role: str, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(folder: Path, role: str, command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     (folder / "work").mkdir(exist_ok=True)
     with (folder / f"{role}.log").open("a") as log:
         return subprocess.Popen(
@@ -177,7 +178,7 @@ def _start(folder: Path, role: str, command: list[str], environment: Mapping[str
         )
 
 
-def _wait_for_answer(port: int, lives: Callable[[], bool], folder: Path) -> None:
+def wait_for_answer(port: int, lives: Callable[[], bool], folder: Path) -> None:
     log = folder / "server.log"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -191,7 +192,7 @@ def _wait_for_answer(port: int, lives: Callable[[], bool], folder: Path) -> None
     raise StarsearchError(f"Prefect's server runs and does not answer on port {port}: make down, then make up; its log is {log}")
 
 
-def _register(environment: Mapping[str, str]) -> None:
+def register(environment: Mapping[str, str]) -> None:
     out.print("Registering the deployments …", markup=False)
     for command in (["deployments/set_up.py"], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
         done = subprocess.run(
@@ -207,32 +208,31 @@ def _register(environment: Mapping[str, str]) -> None:
             raise StarsearchError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
-def _set_schedules(port: int, *, asks_github: bool) -> None:
-    """Switch each off, which also drops the runs that came due while nobody was there, and on again where it may fire."""
-    with _api(port) as api:
-        for deployment in _ask(api, "POST", "/deployments/filter", {}):
-            may_fire = asks_github or not deployment["entrypoint"].startswith(ASKS_GITHUB)
+def set_schedules(port: int, may_fire: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Switch each off, which also drops the runs that came due while nobody was there, and on again where its deployment may fire."""
+    with open_api(port) as api:
+        for deployment in ask(api, "POST", "/deployments/filter", {}):
             for schedule in deployment["schedules"]:
-                for active in (False, True)[: 1 + may_fire]:
+                for active in (False, True)[: 1 + may_fire(deployment)]:
                     path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
-                    _ask(api, "PATCH", path, {"active": active})
+                    ask(api, "PATCH", path, {"active": active})
 
 
 def _end_runs(port: int) -> None:
     """Their processes are gone: without a word they would seem to run, and hold their deployment's only place."""
     wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
-    with _api(port) as api:
-        for run in _ask(api, "POST", "/flow_runs/filter", wanted):
+    with open_api(port) as api:
+        for run in ask(api, "POST", "/flow_runs/filter", wanted):
             cancelled = run["state"]["type"] == "CANCELLING"
             state = {"type": "CANCELLED" if cancelled else "CRASHED", "message": "Ended by make down; the next run goes on."}
-            _ask(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+            ask(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
-def _api(port: int) -> httpx.Client:
+def open_api(port: int) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=60)
 
 
-def _ask(api: httpx.Client, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+def ask(api: httpx.Client, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The answer of a server that says 503 while its SQLite is busy. Raises StarsearchError."""
     deadline = time.monotonic() + BUSY_SECONDS
     try:
@@ -266,9 +266,9 @@ def _end(find: Callable[[], list[psutil.Process]]) -> set[psutil.Process]:
 
 def _tell(settings: Settings, port: int, started: list[str]) -> None:
     url = f"http://127.0.0.1:{port}"
-    with _api(port) as api:
-        form = _ask(api, "GET", "/deployments/name/backfill/manual")["id"]
-        crawl = _ask(api, "GET", "/deployments/name/crawl/hourly")
+    with open_api(port) as api:
+        form = ask(api, "GET", "/deployments/name/backfill/manual")["id"]
+        crawl = ask(api, "GET", "/deployments/name/crawl/hourly")
     on = any(schedule["active"] for schedule in crawl["schedules"])
     state = "is up" if len(started) > len(POOLS) else f"is up again ({', '.join(started)} had ended)" if started else "is up already"
     lines = [
@@ -278,7 +278,7 @@ def _tell(settings: Settings, port: int, started: list[str]) -> None:
         '                     repositories: ["pgvector/pgvector"], newest: 30 needs no credential',
         f"  the backfill form  {url}/deployments/deployment/{form}/run",
         "  the search page    .venv/bin/starsearch serve",
-        f"  logs and history   {_folder(settings)}",
+        f"  logs and history   {folder_of(settings)}",
         f"The hourly crawl, the daily rank and maintain are {'scheduled' if on else 'registered and paused'}"
         + ("." if on else ": set STARSEARCH_GITHUB_TOKENS and make up again, or switch them on"),
         *([] if on else ["in the UI under Deployments. Nothing asks GitHub until you do."]),
