@@ -1,16 +1,15 @@
-"""make chaos SEED=n MINUTES=m ITEMS=k [PLANT=name]: breaks what breaks, then proves. Exit 0: clean; 1: it says what is wrong, and how to see it again."""
+"""make chaos SEED=n MINUTES=m ITEMS=k [PLANT=name] [COMPARE=1]: breaks what breaks, then proves. Exit 0: clean; 1: it says what is
+wrong, and how to see it again."""
 
 import argparse
+import signal
 import sys
 import time
 
-from chaos.faults import FAULTS
+from chaos.faults import schedule
 from chaos.plants import PLANTS, statement
 from chaos.proof import prove
 from chaos.system import System
-
-MEAN_GAP_SECONDS = 4.0
-QUIET_SECONDS = 5.0  # until the first fault
 
 
 def main() -> int:
@@ -19,22 +18,29 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--items", type=int, default=1_000)
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug on purpose: the run must fail")
+    parser.add_argument("--compare", action="store_true", help="as long without faults first; ITEMS must be more than it digests in both")
     parser.add_argument("--keep", action="store_true", help="keep the folder with database and logs")
     given = parser.parse_args()
     system = System(given.seed or int(time.time()) % 100_000, given.items)
     print(f"seed {system.seed}, {given.minutes:g} minutes, about {given.items} items; everything in {system.home}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything is taken down then, too
     try:
         system.up()
+        if system.disk.reason:
+            print(f"left out: a full disk, because this process may not mount one ({system.disk.reason})", flush=True)
         if given.plant:
             with system.connect() as connection:
                 connection.execute(statement(given.plant))
             print(f"planted: {given.plant}", flush=True)
-        break_things(system, given.minutes * 60)
-        system.settle()
-        findings = prove(system)
+        system.wait_for_work()
+        if given.compare:
+            compare(system, given.minutes * 60)
+        else:
+            break_things(system, given.minutes * 60)
+        findings = system.settle() + prove(system)
+        report(system, findings)
     finally:
         system.down()
-    report(system, findings)
     if findings:
         plant = f" --plant {given.plant}" if given.plant else ""
         print(f"again: python -m chaos --seed {system.seed} --minutes {given.minutes:g} --items {given.items}{plant}")
@@ -45,21 +51,37 @@ def main() -> int:
 
 def break_things(system: System, seconds: float) -> None:
     begun = time.monotonic()
-    next_fault = begun + QUIET_SECONDS
-    while time.monotonic() - begun < seconds:
+    for at, fault, chance in schedule(system.seed, seconds):
+        work(system, until=begun + at)
+        told = fault(system, chance)
+        system.faults[fault.__name__.replace("_", " ")] += 1
+        print(f"{time.monotonic() - begun:6.1f} s  {told}", flush=True)
+    work(system, until=begun + seconds)
+
+
+def work(system: System, *, until: float) -> None:
+    while time.monotonic() < until:
         system.keep_busy()
-        if time.monotonic() >= next_fault:
-            [fault] = system.random.choices(list(FAULTS), list(FAULTS.values()))
-            told = fault(system)
-            system.happened.append(told)
-            print(f"{time.monotonic() - begun:6.1f} s  {told}", flush=True)
-            next_fault = time.monotonic() + system.random.expovariate(1 / MEAN_GAP_SECONDS)
         time.sleep(0.2)
 
 
+def compare(system: System, seconds: float) -> None:
+    """How many items a second are digested without faults, and with them; there is more to do than either phase can."""
+    rates = []
+    for phase in (lambda: work(system, until=time.monotonic() + seconds), lambda: break_things(system, seconds)):
+        begun = time.time()
+        phase()
+        rates.append(system.digested(begun) / (time.time() - begun))
+    calm, disturbed = rates
+    print(f"items digested a second: {calm:.1f} without faults, {disturbed:.1f} with: {disturbed / calm:.2f} of it", flush=True)
+
+
 def report(system: System, findings: list[str]) -> None:
-    kills = sum(told.startswith(("kill", "SIGTERM")) for told in system.happened)
-    print(f"{len(system.happened)} faults, {kills} of them kills; {system.hours} crawls begun")
+    print(", ".join(f"{kind} {number}" for kind, number in sorted(system.faults.items())))
+    print(
+        f"{system.faults.total()} faults, {system.kills} kills, {system.digested()} items digested, {system.hours} hours; "
+        f"PostgreSQL met a full disk {system.said('No space left on device')} times and panicked {system.said('PANIC:')} times"
+    )
     for finding in findings:
         print(f"WRONG: {finding}")
     print("clean: nothing lost, repeated or left over" if not findings else f"{len(findings)} findings")

@@ -1,20 +1,33 @@
 """The invariants, from the database and the stand-in's own record alone: each finding is one sentence; none is a clean run."""
 
 import asyncio
+import contextlib
 import json
+import random
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 from psycopg import AsyncConnection
 
 from chaos.faults import count_requests
-from chaos.system import System
-from starsearch.models import parse_item
+from chaos.orchestration import CRAWL, REAP
+from chaos.system import System, wait_until
+from deployments import one_machine
+from starsearch.errors import DigestFailed, StarsearchError
+from starsearch.finder import Finder, open_finder
+from starsearch.models import Filters, Hit, parse_item
 from tests.standin.oracle import compare, marks_ahead, stored_items
 
+SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 SHOWN = 3
 SEARCHED = 8
-WORKERS = 2
+HOUR_SECONDS = 120.0  # and a second for each five items
+REAPED_SECONDS = 200.0
+TRIES = 3
+ENDING_SECONDS = 10.0
 REASONS = {"unreadable answer", "bad vectors", "no answer", "HTTP 500"}  # the liar's doing, and engines that died
 TWICE = "SELECT count(*) FROM (SELECT version_id, item_id FROM digest GROUP BY 1, 2 HAVING count(*) > 1) AS twice"
 EMPTY = "SELECT count(*) FROM digest d JOIN summary s ON s.key = d.summary_key WHERE btrim(s.text) = ''"
@@ -24,19 +37,52 @@ LEASED = (
 )
 
 
-def complete(system: System, tries: int = 3) -> bool:
-    """Crawl and digest with nothing in the way, until nothing is left to do; as a scheduler would, a few times at most."""
-    for _ in range(tries):
-        system.command("crawl", "--no-digest")
-        system.command("digest")
-        if json.loads(system.command("status", "--json").stdout or "{}").get("complete"):
-            return True
-    return False
-
-
 def prove(system: System) -> list[str]:
-    found = [] if complete(system) else [f"not complete: {_gaps(system)}"]
-    return found + asyncio.run(_look(system)) + list(_findable(system))
+    return [*complete(system), *asyncio.run(_look(system)), *asyncio.run(_findable(system)), *_orphans(system)]
+
+
+def complete(system: System) -> list[str]:
+    """Hours pass with nothing in the way, and the reaper comes where it is needed, until nothing is left to do; what is left all the same."""
+    for _ in range(TRIES):
+        open_runs = _reaped(system)
+        crawled = system.prefect.run(CRAWL, seconds=HOUR_SECONDS + system.items / 5)
+        if not (left := [*open_runs, *_undone(system, crawled)]):
+            break
+    return [*left, *_still_open(system)]
+
+
+def _reaped(system: System) -> list[str]:
+    """What looks alive and is not, although the reaper came every ten minutes."""
+    begun = time.monotonic()
+    while (found := list(_still_open(system))) and time.monotonic() < begun + REAPED_SECONDS:
+        system.prefect.run(REAP, seconds=HOUR_SECONDS)
+    return found
+
+
+def _still_open(system: System) -> Iterator[str]:
+    """A process that is just ending is waited for."""
+    wait_until(lambda: not system.prefect.processes() and not system.prefect.alive(), ENDING_SECONDS)
+    yield from (f"flow run {run['name']} is {run['state']['type']}, and no process is at work on it" for run in system.prefect.alive())
+
+
+def _undone(system: System, crawled: str | None) -> Iterator[str]:
+    if crawled != "COMPLETED":
+        yield f"the hourly crawl does not come to an end: {crawled}"
+    if not json.loads(system.command("status", "--json").stdout or "{}").get("complete"):
+        yield f"not complete: {_gaps(system)}"
+    with system.connect() as connection:
+        [number] = connection.execute("SELECT count(*) FROM shard WHERE ended_at IS NULL").fetchone() or [0]
+    if number:
+        yield f"{number} shards are open, and nobody is at work on them"
+
+
+def _orphans(system: System) -> Iterator[str]:
+    """Processes of this system that nothing waits for any more."""
+    meant = {process.pid for process in (system.github, system.liar, *system.engines.values(), *system.prefect.services.values())}
+    for process in one_machine.ours(system.settings):
+        with contextlib.suppress(psutil.Error):
+            if process.pid not in meant:
+                yield f"process {process.pid} is left over: {' '.join(process.cmdline())}"
 
 
 def _gaps(system: System) -> str:
@@ -52,19 +98,13 @@ async def _look(system: System) -> list[str]:
             *_named("items missed, or stored as they were", compared.missed),
             *_named("living items buried", compared.false_tombstones),
             *_named("items stored that are gone", compared.left),
-            *_named("marks ahead of their items", await marks_ahead(connection, record, since=parse_since())),
+            *_named("marks ahead of their items", await marks_ahead(connection, record, since=SINCE)),
             *_named("items whose content hash is not their text's", await _wrong_hashes(connection, record)),
         ]
         for sentence, query in (("items digested twice", TWICE), ("empty summaries", EMPTY), ("leases left", LEASED)):
             number = await _number(connection, query)
             found += [f"{number} {sentence}"] if number else []
         return found + [problem async for problem in _accounts(system, connection)]
-
-
-def parse_since() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def _named(sentence: str, keys: list[Any]) -> list[str]:
@@ -97,21 +137,35 @@ async def _number(connection: AsyncConnection, query: str) -> int:
     return int(row[0]) if row else 0
 
 
-def _findable(system: System) -> Iterator[str]:
+async def _findable(system: System) -> list[str]:
     """Some items, asked for by their own titles within their repository, are among the first ten."""
-    record = system.control.record()
     dead = _dead(system)
-    living = sorted((row for row in record if (row["repo"], row["number"]) not in dead), key=lambda row: (row["repo"], row["number"]))
-    for row in system.random.sample(living, min(SEARCHED, len(living))):
-        done = system.command("search", row["title"], "--repo", row["repo"], "--limit", "10", "--mode", "vector", "--json")
-        hits = json.loads(done.stdout or "{}").get("hits", ())
-        if (row["repo"], row["number"]) not in {(hit["repo"], hit["number"]) for hit in hits} and not _crowded(hits, row["title"]):
-            yield f"{row['repo']}#{row['number']} is not found by its own title"
+    living = sorted(
+        (row["repo"], row["number"], row["title"]) for row in system.control.record() if (row["repo"], row["number"]) not in dead
+    )
+    found = []
+    try:
+        async with open_finder(system.settings) as finder:
+            for repo, number, title in random.Random(system.seed).sample(living, min(SEARCHED, len(living))):
+                hits = await _ask(finder, repo, title)
+                if (repo, number) not in {(hit.repo, hit.number) for hit in hits} and not _crowded(hits, title):
+                    found.append(f"{repo}#{number} is not found by its own title")
+    except StarsearchError as error:
+        found.append(f"search does not work: {error}")
+    return found
 
 
-def _crowded(hits: Any, title: str) -> bool:
+async def _ask(finder: Finder, repo: str, title: str) -> list[Hit]:
+    """One engine lies, so an answer may be refused; not three times."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(DigestFailed):
+            return (await finder.find(title, mode="vector", filters=Filters(repos=(repo,)))).hits
+    return (await finder.find(title, mode="vector", filters=Filters(repos=(repo,)))).hits
+
+
+def _crowded(hits: list[Hit], title: str) -> bool:
     """Ten others of the same title stand before it."""
-    return sum(hit["title"] == title for hit in hits) >= 10
+    return sum(hit.title == title for hit in hits) >= 10
 
 
 def _dead(system: System) -> set[tuple[str, int]]:

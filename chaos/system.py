@@ -1,27 +1,41 @@
-"""The pipeline as processes: a stand-in GitHub whose items move, engines of which one lies, PostgreSQL, a crawl and digests, again and again."""
+"""The pipeline as processes: a stand-in GitHub whose items move, engines of which one lies, PostgreSQL, Prefect with its workers,
+hourly crawls whose shards are flow runs, and digests that share the work with them."""
 
+import contextlib
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
+from chaos.disk import Disk, small_disk
+from chaos.orchestration import CRAWL, FINAL, REAP, SHARD, Orchestration
+from deployments import one_machine
 from starsearch.embedded import postgres
+from starsearch.settings import Settings
 from tests.processes import free_port
 from tests.standin.control import Control
 
 REPOSITORIES = 40
 ENGINES = 3
 TOKEN = "token-a"
+SUMMARY_MODEL, EMBEDDING_MODEL = "embedded-extractive-v1", "minilm-l6-v2"
 COMMAND_SECONDS = 60.0
+HOUR_SECONDS = 30.0  # at most, until the next hourly crawl is started; whether the last one has ended or not
+REAP_SECONDS = 60.0  # ten minutes, as chaos/sooner.py counts
+LOOK_SECONDS = 2.0
+END_SECONDS = 120.0
 Process = subprocess.Popen[bytes]
 
 
@@ -32,74 +46,89 @@ class System:
     seed: int
     items: int
     home: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="starsearch-chaos-")))
-    environment: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, Process] = field(default_factory=dict)
     engines: dict[int, Process] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
     lost_count: int = 0
     hours: int = 0
-    happened: list[str] = field(default_factory=list)
+    crawl: str | None = None
+    faults: Counter[str] = field(default_factory=Counter)
+    kills: int = 0
+    _next: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.home.chmod(0o755)
-        self.random = random.Random(self.seed)
         self.log = (self.home / "jobs.log").open("ab")
+        self.github_port = free_port()
+        self.ports = [free_port() for _ in range(ENGINES + 1)]
+        self.engine_addresses = ",".join(f"http://127.0.0.1:{engine}/v1" for engine in self.ports)
+        self.settings = Settings(
+            _env_file=None, home=self.home, embedding_base_url=self.engine_addresses, embedding_model=EMBEDDING_MODEL,
+            llm_base_url=self.engine_addresses, llm_model=SUMMARY_MODEL,
+        )  # fmt: skip
+        port = free_port()
+        self.environment = self._environment(port)
+        self.prefect = Orchestration(self.settings, port, self.environment)
+
+    def _environment(self, port: int) -> dict[str, str]:
+        github = f"http://127.0.0.1:{self.github_port}"
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("STARSEARCH_", "GH_", "GITHUB_"))}
+        return one_machine.environment_of(self.settings, port, plain) | one_machine.WORKER_SETTINGS | {
+            "PYTHONPATH": str(one_machine.ROOT),
+            "STARSEARCH_GITHUB_GRAPHQL_URL": f"{github}/graphql",
+            "STARSEARCH_GITHUB_REST_URL": github,
+            "STARSEARCH_GITHUB_TOKENS": TOKEN,
+            "STARSEARCH_SINCE": "2000-01-01",
+            "STARSEARCH_COMMENTS": "0",  # the record has the items, not what was said of them
+            "STARSEARCH_LLM_BASE_URL": self.engine_addresses,
+            "STARSEARCH_LLM_MODEL": SUMMARY_MODEL,
+            "STARSEARCH_EMBEDDING_BASE_URL": self.engine_addresses,
+            "STARSEARCH_EMBEDDING_MODEL": EMBEDDING_MODEL,
+            "STARSEARCH_ENGINE_PATIENCE_SECONDS": "20",
+            "STARSEARCH_SHARD_SIZE": str(max(20, min(400, self.items // 2))),
+            "STARSEARCH_MAX_SHARDS": "2",
+        }  # fmt: skip
 
     # starting and stopping
 
     def up(self) -> None:
-        port = free_port()
-        self.github = self._run(["-m", "tests.standin", "--port", str(port), "--repositories", str(REPOSITORIES), "--seed", str(self.seed),
+        self.github = self._run(["-m", "tests.standin", "--port", str(self.github_port), "--repositories", str(REPOSITORIES), "--seed", str(self.seed),
                                  "--items-each", str(max(1, self.items // REPOSITORIES)), "--points", "1000000"])  # fmt: skip
-        self.control = Control(f"http://127.0.0.1:{port}")
-        ports = [free_port() for _ in range(ENGINES + 1)]
-        for engine in ports[:-1]:
+        self.control = Control(f"http://127.0.0.1:{self.github_port}")
+        for engine in self.ports[:-1]:
             self.start_engine(engine)
-        self.liar = self._run(["-m", "chaos.liar", str(ports[-1]), str(ports[0]), str(self.seed)])
-        addresses = ",".join(f"http://127.0.0.1:{engine}/v1" for engine in ports)
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("STARSEARCH_", "GH_", "GITHUB_"))} | {
-            "STARSEARCH_HOME": str(self.home),
-            "STARSEARCH_GITHUB_GRAPHQL_URL": f"{self.control.url}/graphql",
-            "STARSEARCH_GITHUB_REST_URL": self.control.url,
-            "STARSEARCH_GITHUB_TOKENS": TOKEN,
-            "STARSEARCH_SINCE": "2000-01-01",
-            "STARSEARCH_COMMENTS": "0",  # the record has the items, not what was said of them
-            "STARSEARCH_LLM_BASE_URL": addresses,
-            "STARSEARCH_LLM_MODEL": "embedded-extractive-v1",
-            "STARSEARCH_EMBEDDING_BASE_URL": addresses,
-            "STARSEARCH_EMBEDDING_MODEL": "minilm-l6-v2",
-            "STARSEARCH_ENGINE_PATIENCE_SECONDS": "20",
-        }
+        self.liar = self._run(["-m", "chaos.liar", str(self.ports[-1]), str(self.ports[0]), str(self.seed)])
+        self.disk: Disk = small_disk(self.home / "postgres")
         self.server = postgres.start(self.home)
+        self.prefect.up()
         self.control.wait_until_up()
-        for engine in ports:
+        for engine in self.ports:
             self._wait_for_engine(engine)
         names = self.home / "list.csv"
         names.write_text("full_name,stars\n" + "".join(f"{row[2]},{row[3]}\n" for row in self.control.repositories()))
         self.command("rank", "--from", str(names)).check_returncode()
 
     def down(self) -> None:
-        for process in (*self.jobs.values(), *self.engines.values(), self.github, self.liar):
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-                process.wait()
+        while living := one_machine.ours(self.settings):
+            for process in living:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(living, 5)
         self.server.close()
         postgres.stop(self.home)
+        self.disk.forget()
         self.log.close()
 
     def forget(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _run(self, arguments: list[str]) -> Process:
-        return subprocess.Popen([sys.executable, *arguments], env=self.environment or None, stdout=self.log, stderr=self.log)
+        return subprocess.Popen([sys.executable, *arguments], env=self.environment, stdout=self.log, stderr=self.log)
 
     def start_engine(self, port: int) -> None:
         self.engines[port] = self._run(["-m", "starsearch.cli", "engine", "--port", str(port)])
 
     def _wait_for_engine(self, port: int) -> None:
-        import urllib.request
-
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
@@ -121,34 +150,87 @@ class System:
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(command, 124, "", f"{arguments[0]} did not end")
 
-    def keep_busy(self) -> None:
-        """An hour passes on GitHub whenever a crawl has ended; digests run all the time, two at once."""
-        for name in ("crawl", "digest-1", "digest-2"):
-            process = self.jobs.get(name)
-            if process is None or process.poll() is not None:
-                if name == "crawl" and self.hours:
-                    self.control.hour(max(1, self.items // 50), seed=self.seed * 1_000 + self.hours)
-                self.hours += name == "crawl"
-                arguments = ["crawl", "--no-digest"] if name == "crawl" else ["digest"]
-                self.jobs[name] = self._run(["-m", "starsearch.cli", *arguments])
+    def digest_beside(self, name: str) -> None:
+        self.jobs[name] = self._run(["-m", "starsearch.cli", "digest"])
 
-    def settle(self) -> None:
-        """Let everything end by itself, with nothing in its way."""
+    def keep_busy(self) -> None:
+        """What a schedule and an operator do: hourly crawls, a reaper every ten minutes, a digest while shards are at work."""
+        self.prefect.keep_up()
+        if self._is_time("look", LOOK_SECONDS):
+            if self._is_time("hour", HOUR_SECONDS) or (self.crawl and self.prefect.state(self.crawl) in FINAL):
+                self.pass_hour()
+            beside = self.jobs.get("digest")
+            if (beside is None or beside.poll() is not None) and SHARD in dict(self.prefect.processes()):
+                self.digest_beside("digest")
+        if self._is_time("reap", REAP_SECONDS):
+            self.prefect.begin(REAP)
+
+    def wait_for_work(self) -> None:
+        """Until the first crawl is at work: on a busy machine a process starts for a minute."""
+        self.pass_hour()
+        wait_until(lambda: CRAWL in dict(self.prefect.processes()), END_SECONDS)
+
+    def pass_hour(self) -> None:
+        """On GitHub, and then it is time for a crawl."""
+        self._next["hour"] = time.monotonic() + HOUR_SECONDS
+        if self.hours:
+            self.control.hour(max(1, self.items // 5), seed=self.seed * 1_000 + self.hours)
+        self.hours += 1
+        self.crawl = self.prefect.begin(CRAWL)
+
+    def _is_time(self, what: str, seconds: float) -> bool:
+        """Once every so many seconds."""
+        now = time.monotonic()
+        due = now >= self._next.get(what, 0.0)
+        if due:
+            self._next[what] = now + seconds
+        return due
+
+    def workers(self) -> list[tuple[str, psutil.Process]]:
+        """What is at work: commands, and flow runs in their processes."""
+        commands = [(name, psutil.Process(job.pid)) for name, job in self.jobs.items() if job.poll() is None]
+        return sorted(commands, key=lambda each: each[0]) + self.prefect.processes()
+
+    def settle(self) -> list[str]:
+        """Let everything end by itself, with nothing in its way; returns what did not."""
         self.control.clear_faults()
-        for process in (*self.jobs.values(), *self.engines.values()):
-            process.send_signal(signal.SIGCONT)
-        for port, process in list(self.engines.items()):
-            if process.poll() is not None:
+        for process in one_machine.ours(self.settings):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+        self.prefect.keep_up()
+        for port, engine in list(self.engines.items()):
+            if engine.poll() is not None:
                 self.start_engine(port)
             self._wait_for_engine(port)
+        self.revive_database()
+        self.prefect.wait_for_server()
         self.command("resume")
-        for process in self.jobs.values():
-            try:
-                process.wait(120)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        seconds = END_SECONDS + self.items / 5
+        wait_until(lambda: not self.workers(), seconds)
+        return [f"{name} did not end within {seconds:.0f} s" for name, _ in self.workers()]
 
     # the database
 
     def connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
         return psycopg.connect(self.server.dsn, autocommit=True)
+
+    def revive_database(self) -> None:
+        """Started again where it is down, as by its next user."""
+        self.server.close()
+        self.server = postgres.start(self.home)
+
+    def digested(self, since: float = 0.0) -> int:
+        """Items whose digest was written since then, by the clock of this machine."""
+        with self.connect() as connection:
+            [number] = connection.execute("SELECT count(*) FROM digest WHERE created_at >= to_timestamp(%s)", [since]).fetchone() or [0]
+        return int(number)
+
+    def said(self, words: str) -> int:
+        """How often PostgreSQL said so."""
+        return self.server.place.log.read_text(errors="replace").count(words)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.5)

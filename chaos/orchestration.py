@@ -1,0 +1,111 @@
+"""Prefect in a system under test: a real server, a process worker for each pool, and the flow runs that a schedule starts."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psutil
+
+from deployments import one_machine
+from starsearch.settings import Settings
+
+CRAWL, SHARD, REAP = "crawl/hourly", "digest/shard", "reap/often"
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+LOOKS_ALIVE = ["RUNNING", "PENDING", "CANCELLING"]
+END_SECONDS = (5.0, 5.0)  # after the first SIGTERM, and after the second: see one_machine.TERM_SECONDS
+SERVER = "server"
+ASK_SECONDS = 10.0
+
+
+@dataclass
+class Orchestration:
+    """services: the server and the workers, by name. Asked while the server is down, it answers None."""
+
+    settings: Settings
+    port: int
+    environment: dict[str, str]
+    services: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    deployments: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = one_machine.folder_of(self.settings)
+        self.api = one_machine.open_api(self.port)
+
+    def up(self) -> None:
+        self.start(SERVER)
+        self.wait_for_server()
+        one_machine.register(self.environment)
+        one_machine.set_schedules(self.port, lambda _: False)  # hours pass as the system says
+        for name in (CRAWL, SHARD, REAP):
+            self.deployments[name] = one_machine.ask(self.api, "GET", f"/deployments/name/{name}")["id"]
+            sooner = {"command": f"{sys.executable} -m chaos.sooner {name}"}
+            one_machine.ask(self.api, "PATCH", f"/deployments/{self.deployments[name]}", {"job_variables": sooner})
+        for pool in one_machine.POOLS:
+            self.start(pool)
+
+    def start(self, name: str) -> None:
+        command = one_machine.server_command() if name == SERVER else one_machine.worker_command(name)
+        self.services[name] = one_machine.start(self.folder, name, command, self.environment)
+
+    def kill(self, name: str) -> None:
+        self.services[name].kill()
+        self.services[name].wait()
+
+    def end(self, name: str) -> None:
+        service = self.services[name]
+        for seconds in END_SECONDS:
+            service.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                service.wait(seconds)
+                return
+        self.kill(name)
+
+    def keep_up(self) -> None:
+        """What ended is started again, as systemd or a cluster would."""
+        for name, service in self.services.items():
+            if service.poll() is not None:
+                self.start(name)
+
+    def wait_for_server(self) -> None:
+        one_machine.wait_for_answer(self.port, lambda: self.services[SERVER].poll() is None, self.folder)
+
+    def begin(self, deployment: str) -> str | None:
+        """The flow run that was started."""
+        started = self._ask("POST", f"/deployments/{self.deployments[deployment]}/create_flow_run", {})
+        return started and str(started["id"])
+
+    def state(self, flow_run: str) -> str | None:
+        found = self._ask("GET", f"/flow_runs/{flow_run}")
+        return found and str(found["state"]["type"])
+
+    def run(self, deployment: str, *, seconds: float) -> str | None:
+        """The state in which it ended; None where it did not, or the server was down."""
+        flow_run, deadline = self.begin(deployment), time.monotonic() + seconds
+        while flow_run and time.monotonic() < deadline:
+            if (state := self.state(flow_run)) in FINAL:
+                return state
+            time.sleep(1)
+        return None
+
+    def alive(self) -> list[dict[str, Any]]:
+        """The flow runs that look alive to Prefect."""
+        return self._ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": LOOKS_ALIVE}}}}) or []
+
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """Those of flow runs, by their deployment's name."""
+        found = []
+        for process in one_machine.ours(self.settings):
+            with contextlib.suppress(psutil.Error):
+                if "chaos.sooner" in (line := process.cmdline()):
+                    found.append((line[-1], process))
+        return sorted(found, key=lambda each: (each[0], each[1].pid))
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            return self.api.request(method, path, json=body, timeout=ASK_SECONDS).raise_for_status().json()
+        except httpx.HTTPError:
+            return None
