@@ -1,11 +1,17 @@
-"""What a person sees of a run in the Prefect UI: one progress bar per shard, one table of counts per run."""
+"""What a person sees of a run in the Prefect UI: one progress bar per shard, one table of counts per run.
+
+The work is in the database whether it is shown or not, so a server that does not answer fails nothing here.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect.artifacts import acreate_progress_artifact, acreate_table_artifact, aupdate_progress_artifact
 
 from starsearch.github.client import Usage
@@ -16,14 +22,32 @@ Row = dict[str, Any]
 UPDATE_SECONDS = 5.0  # an update costs the server 16 ms, so one that tells nothing new is left out: it was most of what a shard cost
 
 
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def only_shown() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        log.warning("Prefect's server does not answer, so what this run did is not shown: %s", error or type(error).__name__)
+
+
 @asynccontextmanager
 async def progress_artifact(key: str, description: str) -> AsyncIterator[Progress]:
     """A progress callback whose last report appears as an artifact, every few seconds where it has changed, and at the end."""
     latest = {"percent": 0.0}
-    artifact = await acreate_progress_artifact(progress=0.0, key=key, description=description)
+    shown: dict[str, UUID] = {}
 
     def report(_stage: str, done: int, total: int | None) -> None:
         latest["percent"] = min(100.0, 100 * done / total) if total else 0.0
+
+    async def show() -> None:
+        with only_shown():
+            if key in shown:
+                await aupdate_progress_artifact(shown[key], latest["percent"])
+            else:
+                shown[key] = await acreate_progress_artifact(progress=latest["percent"], key=key, description=description)
 
     async def publish() -> None:
         told = 0.0
@@ -31,8 +55,9 @@ async def progress_artifact(key: str, description: str) -> AsyncIterator[Progres
             await asyncio.sleep(UPDATE_SECONDS)
             if latest["percent"] != told:
                 told = latest["percent"]
-                await aupdate_progress_artifact(artifact, told)
+                await show()
 
+    await show()
     publishing = asyncio.create_task(publish())
     try:
         yield report
@@ -41,7 +66,7 @@ async def progress_artifact(key: str, description: str) -> AsyncIterator[Progres
         publishing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await publishing
-        await aupdate_progress_artifact(artifact, latest["percent"])
+        await show()
 
 
 async def counts_table(key: str, counts: Counts, failed: Mapping[str, str], github: Usage | None = None) -> None:
@@ -75,4 +100,5 @@ def _row(name: str, value: object) -> Row:
 
 
 async def _table(key: str, rows: list[Row]) -> None:
-    await acreate_table_artifact(table=rows, key=key, description="What this run did")
+    with only_shown():
+        await acreate_table_artifact(table=rows, key=key, description="What this run did")

@@ -19,6 +19,7 @@ from starsearch.settings import read_settings
 from starsearch.storage import open_store
 from starsearch.store.dead_letters import Choice, DeadLetter, find_dead_letters
 from starsearch.untrusted import visible
+from tasks.artifacts import only_shown
 
 SHOWN = 20  # dead letters, repositories: the rest is counted
 LONGEST = 200  # characters of a reason
@@ -87,7 +88,8 @@ async def explain_reprocess_price(told: Mapping[str, Any]) -> None:
 
 
 async def _publish(key: str, parts: Iterable[str]) -> None:
-    await acreate_markdown_artifact(key=key, markdown="\n\n".join(part for part in parts if part), description="What happened")
+    with only_shown():
+        await acreate_markdown_artifact(key=key, markdown="\n\n".join(part for part in parts if part), description="What happened")
 
 
 def _asked(request: Request) -> str:

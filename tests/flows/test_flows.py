@@ -279,3 +279,21 @@ def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():
         module, name = deployment["entrypoint"].rsplit(".", 1)
         assert getattr(importlib.import_module(module), name).name == name
         assert f'"{deployment["work_pool"]["name"]}"' in pools
+
+
+async def test_a_server_that_does_not_answer_fails_nothing_that_was_only_to_be_shown(monkeypatch, caplog):
+    """The items are stored: no run may fail because its progress bar could not be drawn."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from starsearch.models import Counts
+    from tasks import artifacts as shown
+    from tasks.explanations import _publish
+
+    monkeypatch.setattr(shown, "UPDATE_SECONDS", 0.01)
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        async with shown.progress_artifact("away", "items digested") as report:
+            report("digest", 1, 2)
+            await asyncio.sleep(0.5)
+        await shown.counts_table("away-counts", Counts(items=2), {})
+        await _publish("away-explained", ["# Done"])
+    assert "does not answer, so what this run did is not shown" in caplog.text
