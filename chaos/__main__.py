@@ -9,7 +9,7 @@ import time
 from chaos.faults import schedule
 from chaos.plants import PLANTS, statement
 from chaos.proof import prove
-from chaos.system import System
+from chaos.system import END_SECONDS, System, wait_until
 
 
 def main() -> int:
@@ -67,6 +67,7 @@ def work(system: System, *, until: float) -> None:
 
 def compare(system: System, seconds: float) -> None:
     """How many items a second are digested without faults, and with them; there is more to do than either phase can."""
+    wait_until(lambda: system.digested() > 0, END_SECONDS)
     rates = []
     for phase in (lambda: work(system, until=time.monotonic() + seconds), lambda: break_things(system, seconds)):
         begun = time.time()

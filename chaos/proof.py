@@ -42,13 +42,22 @@ def prove(system: System) -> list[str]:
 
 
 def complete(system: System) -> list[str]:
-    """Hours pass with nothing in the way, and the reaper comes where it is needed, until nothing is left to do; what is left all the same."""
+    """Until nothing is left to do, and again after one more hour; what is left all the same, or looks alive and is not."""
+    left = _caught_up(system)
+    if not left:
+        system.change_items()
+        left = _caught_up(system)
+    return [*left, *_still_open(system)]
+
+
+def _caught_up(system: System) -> list[str]:
+    """Crawls with nothing in the way, and the reaper where it is needed."""
     for _ in range(TRIES):
         open_runs = _reaped(system)
         crawled = system.prefect.run(CRAWL, seconds=HOUR_SECONDS + system.items / 5)
         if not (left := [*open_runs, *_undone(system, crawled)]):
             break
-    return [*left, *_still_open(system)]
+    return left
 
 
 def _reaped(system: System) -> list[str]:

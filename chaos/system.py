@@ -35,7 +35,7 @@ COMMAND_SECONDS = 60.0
 HOUR_SECONDS = 30.0  # at most, until the next hourly crawl is started; whether the last one has ended or not
 REAP_SECONDS = 60.0  # ten minutes, as chaos/sooner.py counts
 LOOK_SECONDS = 2.0
-END_SECONDS = 120.0
+END_SECONDS = 400.0  # of a busy machine
 Process = subprocess.Popen[bytes]
 
 
@@ -174,9 +174,12 @@ class System:
         """On GitHub, and then it is time for a crawl."""
         self._next["hour"] = time.monotonic() + HOUR_SECONDS
         if self.hours:
-            self.control.hour(max(1, self.items // 5), seed=self.seed * 1_000 + self.hours)
+            self.change_items()
         self.hours += 1
         self.crawl = self.prefect.begin(CRAWL)
+
+    def change_items(self) -> None:
+        self.control.hour(max(1, self.items // 5), seed=self.seed * 1_000 + self.hours)
 
     def _is_time(self, what: str, seconds: float) -> bool:
         """Once every so many seconds."""
