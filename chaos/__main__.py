@@ -74,7 +74,11 @@ def compare(system: System, seconds: float) -> None:
         phase()
         rates.append(system.digested(begun) / (time.time() - begun))
     calm, disturbed = rates
-    print(f"items digested a second: {calm:.1f} without faults, {disturbed:.1f} with: {disturbed / calm:.2f} of it", flush=True)
+    print(
+        f"items digested a second: {calm:.1f} without faults, {disturbed:.1f} with: {disturbed / calm:.2f} of it; "
+        f"{system.number('SELECT count(*) FROM due')} were still due",
+        flush=True,
+    )
 
 
 def report(system: System, findings: list[str]) -> None:

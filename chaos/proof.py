@@ -79,9 +79,7 @@ def _undone(system: System, crawled: str | None) -> Iterator[str]:
         yield f"the hourly crawl does not come to an end: {crawled}"
     if not json.loads(system.command("status", "--json").stdout or "{}").get("complete"):
         yield f"not complete: {_gaps(system)}"
-    with system.connect() as connection:
-        [number] = connection.execute("SELECT count(*) FROM shard WHERE ended_at IS NULL").fetchone() or [0]
-    if number:
+    if number := system.number("SELECT count(*) FROM shard WHERE ended_at IS NULL"):
         yield f"{number} shards are open, and nobody is at work on them"
 
 

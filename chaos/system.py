@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psutil
 import psycopg
@@ -35,7 +35,7 @@ COMMAND_SECONDS = 60.0
 HOUR_SECONDS = 30.0  # at most, until the next hourly crawl is started; whether the last one has ended or not
 REAP_SECONDS = 60.0  # ten minutes, as chaos/sooner.py counts
 LOOK_SECONDS = 2.0
-END_SECONDS = 400.0  # of a busy machine
+END_SECONDS = 240.0  # of a busy machine
 Process = subprocess.Popen[bytes]
 
 
@@ -75,6 +75,7 @@ class System:
         plain = {name: value for name, value in os.environ.items() if not name.startswith(("STARSEARCH_", "GH_", "GITHUB_"))}
         return one_machine.environment_of(self.settings, port, plain) | one_machine.WORKER_SETTINGS | {
             "PYTHONPATH": str(one_machine.ROOT),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "STARSEARCH_GITHUB_GRAPHQL_URL": f"{github}/graphql",
             "STARSEARCH_GITHUB_REST_URL": github,
             "STARSEARCH_GITHUB_TOKENS": TOKEN,
@@ -224,8 +225,11 @@ class System:
 
     def digested(self, since: float = 0.0) -> int:
         """Items whose digest was written since then, by the clock of this machine."""
+        return self.number("SELECT count(*) FROM digest WHERE created_at >= to_timestamp(%s)", since)
+
+    def number(self, query: LiteralString, *parameters: float) -> int:
         with self.connect() as connection:
-            [number] = connection.execute("SELECT count(*) FROM digest WHERE created_at >= to_timestamp(%s)", [since]).fetchone() or [0]
+            [number] = connection.execute(query, parameters).fetchone() or [0]
         return int(number)
 
     def said(self, words: str) -> int:
