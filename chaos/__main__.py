@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from chaos.faults import schedule
+from chaos.faults import MEAN_GAP_SECONDS, schedule
 from chaos.plants import PLANTS, statement
 from chaos.proof import prove
 from chaos.system import END_SECONDS, System, wait_until
@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="0: the time's")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--items", type=int, default=1_000)
+    parser.add_argument("--gap", type=float, default=MEAN_GAP_SECONDS, help="seconds from a fault to the next one, in the mean")
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug on purpose: the run must fail")
     parser.add_argument("--compare", action="store_true", help="as long without faults first; ITEMS must be more than it digests in both")
     parser.add_argument("--keep", action="store_true", help="keep the folder with database and logs")
@@ -34,24 +35,24 @@ def main() -> int:
             print(f"planted: {given.plant}", flush=True)
         system.wait_for_work()
         if given.compare:
-            compare(system, given.minutes * 60)
+            compare(system, given.minutes * 60, given.gap)
         else:
-            break_things(system, given.minutes * 60)
+            break_things(system, given.minutes * 60, given.gap)
         findings = system.settle() + prove(system)
         report(system, findings)
     finally:
         system.down()
     if findings:
         plant = f" --plant {given.plant}" if given.plant else ""
-        print(f"again: python -m chaos --seed {system.seed} --minutes {given.minutes:g} --items {given.items}{plant}")
+        print(f"again: python -m chaos --seed {system.seed} --minutes {given.minutes:g} --items {given.items} --gap {given.gap:g}{plant}")
     if not (findings or given.keep):
         system.forget()
     return 1 if findings else 0
 
 
-def break_things(system: System, seconds: float) -> None:
+def break_things(system: System, seconds: float, gap: float) -> None:
     begun = time.monotonic()
-    for at, fault, chance in schedule(system.seed, seconds):
+    for at, fault, chance in schedule(system.seed, seconds, gap):
         work(system, until=begun + at)
         told = fault(system, chance)
         system.faults[fault.__name__.replace("_", " ")] += 1
@@ -65,11 +66,11 @@ def work(system: System, *, until: float) -> None:
         time.sleep(0.2)
 
 
-def compare(system: System, seconds: float) -> None:
+def compare(system: System, seconds: float, gap: float) -> None:
     """How many items a second are digested without faults, and with them; there is more to do than either phase can."""
     wait_until(lambda: system.digested() > 0, END_SECONDS)
     rates = []
-    for phase in (lambda: work(system, until=time.monotonic() + seconds), lambda: break_things(system, seconds)):
+    for phase in (lambda: work(system, until=time.monotonic() + seconds), lambda: break_things(system, seconds, gap)):
         begun = time.time()
         phase()
         rates.append(system.digested(begun) / (time.time() - begun))

@@ -25,13 +25,13 @@ QUIET_SECONDS = 5.0  # until the first fault
 Fault = Callable[[System, random.Random], str]
 
 
-def schedule(seed: int, seconds: float) -> Iterator[tuple[float, Fault, random.Random]]:
+def schedule(seed: int, seconds: float, gap_seconds: float = MEAN_GAP_SECONDS) -> Iterator[tuple[float, Fault, random.Random]]:
     """When, what, and whom it is to choose by: the same for the same seed, whatever becomes of the system."""
     drawn, at = random.Random(seed), QUIET_SECONDS
     while at < seconds:
         [fault] = drawn.choices(list(FAULTS), list(FAULTS.values()))
         yield at, fault, random.Random(drawn.random())
-        at += drawn.expovariate(1 / MEAN_GAP_SECONDS)
+        at += drawn.expovariate(1 / gap_seconds)
 
 
 def _chosen(system: System, chance: random.Random, *names: str) -> tuple[str, psutil.Process] | None:

@@ -14,7 +14,8 @@ from deployments import one_machine
 from starsearch.settings import Settings
 
 CRAWL, SHARD, REAP = "crawl/hourly", "digest/shard", "reap/often"
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+ENDED = {"COMPLETED", "FAILED", "CRASHED"}
+FINAL = {*ENDED, "CANCELLED"}  # of ours only what finds its deployment's place taken
 LOOKS_ALIVE = ["RUNNING", "PENDING", "CANCELLING"]
 END_SECONDS = (5.0, 5.0)  # after the first SIGTERM, and after the second: see one_machine.TERM_SECONDS
 SERVER = "server"

@@ -20,7 +20,7 @@ import psutil
 import psycopg
 
 from chaos.disk import Disk, small_disk
-from chaos.orchestration import CRAWL, FINAL, REAP, SHARD, Orchestration
+from chaos.orchestration import CRAWL, ENDED, REAP, SHARD, Orchestration
 from deployments import one_machine
 from starsearch.embedded import postgres
 from starsearch.settings import Settings
@@ -158,7 +158,7 @@ class System:
         """What a schedule and an operator do: hourly crawls, a reaper every ten minutes, a digest while shards are at work."""
         self.prefect.keep_up()
         if self._is_time("look", LOOK_SECONDS):
-            if self._is_time("hour", HOUR_SECONDS) or (self.crawl and self.prefect.state(self.crawl) in FINAL):
+            if self._is_time("hour", HOUR_SECONDS) or (self.crawl and self.prefect.state(self.crawl) in ENDED):
                 self.pass_hour()
             beside = self.jobs.get("digest")
             if (beside is None or beside.poll() is not None) and SHARD in dict(self.prefect.processes()):
