@@ -129,6 +129,19 @@ def test_connections_that_run_out_in_mid_run_leave_whole_batches(starsearch, few
     assert rows(dsn, "digest") == 3
 
 
+def test_a_full_disk_is_told_as_one_and_leaves_whole_batches(starsearch, dsn, row, jsonl):
+    full = "RAISE disk_full USING MESSAGE = 'could not extend file'"
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {full}; END $$")
+        connection.execute("CREATE TRIGGER full_disk BEFORE INSERT ON digest FOR EACH STATEMENT EXECUTE FUNCTION full_disk()")
+    refused(starsearch("ingest", jsonl(row(1))), "no space left on its disk (could not extend file): free some")
+    assert (rows(dsn, "item"), rows(dsn, "digest")) == (1, 0)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("DROP TRIGGER full_disk ON digest")
+    assert starsearch("digest").returncode == 0
+    assert (rows(dsn, "digest"), rows(dsn, "dead_letter")) == (1, 0)
+
+
 def test_a_read_only_database_answers_questions_and_refuses_the_rest(starsearch, dsn, row, jsonl):
     assert starsearch("ingest", jsonl(row(1))).returncode == 0
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -83,6 +83,10 @@ def _explained(dsn: str) -> Iterator[None]:
         raise DatabaseUnavailable(
             f"{describe(dsn)} stopped a statement ({error.diag.message_primary}); narrow it, or raise the limit"
         ) from error
+    except psycopg.errors.DiskFull as error:
+        raise DatabaseUnavailable(
+            f"{describe(dsn)} has no space left on its disk ({error.diag.message_primary}): free some, then run the same command again"
+        ) from error
     except (PoolTimeout, psycopg.OperationalError) as error:
         raise DatabaseUnavailable(
             f"{describe(dsn)} does not answer any more ({str(error).strip()}): see its log, then run the same command again"
