@@ -24,6 +24,7 @@ def main() -> int:
     given = parser.parse_args()
     system = System(given.seed or int(time.time()) % 100_000, given.items)
     print(f"seed {system.seed}, {given.minutes:g} minutes, about {given.items} items; everything in {system.home}", flush=True)
+    clean = False
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything is taken down then, too
     try:
         system.up()
@@ -40,11 +41,12 @@ def main() -> int:
             break_things(system, given.minutes * 60, given.gap)
         findings = system.settle() + prove(system)
         report(system, findings)
+        clean = not findings
     finally:
-        system.down()
+        system.down(keep=given.keep or not clean)
     if findings:
-        plant = f" --plant {given.plant}" if given.plant else ""
-        print(f"again: python -m chaos --seed {system.seed} --minutes {given.minutes:g} --items {given.items} --gap {given.gap:g}{plant}")
+        others = (f" --plant {given.plant}" if given.plant else "") + (" --compare" if given.compare else "")
+        print(f"again: python -m chaos --seed {system.seed} --minutes {given.minutes:g} --items {given.items} --gap {given.gap:g}{others}")
     if not (findings or given.keep):
         system.forget()
     return 1 if findings else 0

@@ -33,8 +33,11 @@ class Disk:
         finally:
             _mount("-o", f"remount,size={SIZE}", str(self.folder))
 
-    def forget(self) -> None:
+    def forget(self, kept: Path | None = None) -> None:
+        """Gone, with what is on it; first copied to `kept`, where that is given."""
         if self.reason is None:
+            if kept:
+                subprocess.run(["cp", "-a", str(self.folder), str(kept)], check=False)
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ SEARCHED = 8
 HOUR_SECONDS = 120.0  # and a second for each five items
 REAPED_SECONDS = 200.0
 TRIES = 3
+NUMBERS = re.compile(r"\d+")
 ENDING_SECONDS = 10.0
 REASONS = {"unreadable answer", "bad vectors", "no answer", "HTTP 500"}  # the liar's doing, and engines that died
 TWICE = "SELECT count(*) FROM (SELECT version_id, item_id FROM digest GROUP BY 1, 2 HAVING count(*) > 1) AS twice"
@@ -171,8 +173,8 @@ async def _ask(finder: Finder, repo: str, title: str) -> list[Hit]:
 
 
 def _crowded(hits: list[Hit], title: str) -> bool:
-    """Ten others of the same title stand before it."""
-    return sum(hit.title == title for hit in hits) >= 10
+    """Ten others stand before it whose titles differ from it in numbers alone, as those of changed items do: vectors hardly tell them apart."""
+    return sum(NUMBERS.sub("", hit.title) == NUMBERS.sub("", title) for hit in hits) >= 10
 
 
 def _dead(system: System) -> set[tuple[str, int]]:

@@ -109,7 +109,7 @@ class System:
         names.write_text("full_name,stars\n" + "".join(f"{row[2]},{row[3]}\n" for row in self.control.repositories()))
         self.command("rank", "--from", str(names)).check_returncode()
 
-    def down(self) -> None:
+    def down(self, *, keep: bool) -> None:
         while living := one_machine.ours(self.settings):
             for process in living:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -117,7 +117,7 @@ class System:
             psutil.wait_procs(living, 5)
         self.server.close()
         postgres.stop(self.home)
-        self.disk.forget()
+        self.disk.forget(self.home / "postgres-kept" if keep else None)
         self.log.close()
 
     def forget(self) -> None:
