@@ -107,9 +107,7 @@ async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = 
     """
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         for urgency in range(priority + 1):
-            await cursor.execute(
-                CLAIM, {"version": version_id, "priority": urgency, "size": size, "worker": worker_number, "lease": LEASE}
-            )
+            await cursor.execute(CLAIM, {"version": version_id, "priority": urgency, "size": size, "worker": worker_number, "lease": LEASE})
             if rows := await cursor.fetchall():
                 tokens = {row.pop("lease_token") for row in rows}
                 return Batch(tokens.pop(), [_due_item(row) for row in rows])
