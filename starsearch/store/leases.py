@@ -103,7 +103,7 @@ async def release_dead(pool: Pool) -> int:
 async def claim(pool: Pool, version_id: int, worker_number: int, *, size: int = BATCH, priority: int = BULK) -> Batch | None:
     """Lease up to `size` due items, all of one priority: the most urgent that has any, and none less urgent than `priority`.
 
-    A live item in one batch with the backfill's would wait for all of theirs. Fresh ones come before failed ones. None where nothing is due now.
+    A live item in one batch with the backfill's would wait for all of theirs. Fresh ones come first. None where nothing is due now.
     """
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         for urgency in range(priority + 1):
