@@ -67,7 +67,7 @@ def refused(done, *messages):
     ("table", "stored"),
     [
         ("item", 0),  # the source is being stored
-        ("digest", 20),  # stored, and a batch of digests is being written
+        ("digest_v1", 20),  # stored, and a batch of digests is being written
     ],
 )
 def test_restarted_in_mid_write_it_says_so_and_the_same_command_goes_on(own_home, row, jsonl, table, stored):
@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_as_one_and_leaves_whole_batches(starsearch, dsn, ro
     full = "RAISE disk_full USING MESSAGE = 'could not extend file'"
     with psycopg.connect(dsn) as connection:
         connection.execute(f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {full}; END $$")
-        connection.execute("CREATE TRIGGER full_disk BEFORE INSERT ON digest FOR EACH STATEMENT EXECUTE FUNCTION full_disk()")
+        connection.execute("CREATE TRIGGER full_disk BEFORE INSERT ON digest FOR EACH ROW EXECUTE FUNCTION full_disk()")
     refused(starsearch("ingest", jsonl(row(1))), "no space left on its disk (could not extend file): free some")
     assert (rows(dsn, "item"), rows(dsn, "digest")) == (1, 0)
     with psycopg.connect(dsn) as connection:
