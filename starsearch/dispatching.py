@@ -4,6 +4,7 @@ Who starts a shard, and who looks up whether it still will begin, is handed in: 
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ from starsearch.progress import Progress
 from starsearch.storage import Store
 from starsearch.store.shards import NOT_STARTED, Outlook, Shard, give_up, look, plan, told, waiting
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 2.0  # at the database
+ASK_EVERY = 5  # looks Prefect is asked after shards that have not begun: each time costs its server 10 ms or more
 REPORT_SECONDS = 30.0
 WARN_SECONDS = 60.0  # shards that were started and have not begun
 
@@ -59,7 +61,7 @@ async def digest_by_shards(
     Raises ShardsFailed where shards fail again and again, or `seconds` are over; shards at work go on, and the next run counts on them.
     """
     began, most_due, warned, said = time.monotonic(), 0, False, ""
-    while True:
+    for looks in itertools.count(1):
         await store.brakes.check()
         for shard in await plan(store.pool, parent, version_id, priority=cut.priority, size=cut.size, most=cut.most):
             flow_run = await starter.start(shard)
@@ -81,7 +83,8 @@ async def digest_by_shards(
                 "starsearch-shards)? Does the cluster have room for their Jobs?", seen.open, said or "nothing"
             )  # fmt: skip
         await asyncio.sleep(_nap(seen))
-        said = await _ask_after_those_that_wait(store, starter, parent) or said
+        if looks % ASK_EVERY == 0:
+            said = await _ask_after_those_that_wait(store, starter, parent) or said
 
 
 async def _ask_after_those_that_wait(store: Store, starter: Starter, parent: UUID) -> str:
