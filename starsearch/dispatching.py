@@ -18,7 +18,7 @@ from starsearch.storage import Store
 from starsearch.store.shards import NOT_STARTED, Outlook, Shard, give_up, look, plan, told, waiting
 
 LOOK_SECONDS = 2.0  # at the database
-ASK_EVERY = 5  # looks Prefect is asked after shards that have not begun: each time costs its server 10 ms or more
+ASK_EVERY = 5  # looks: how seldom Prefect's server is asked after shards that have not begun
 REPORT_SECONDS = 30.0
 WARN_SECONDS = 60.0  # shards that were started and have not begun
 

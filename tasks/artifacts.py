@@ -19,8 +19,7 @@ from starsearch.models import Counts
 from starsearch.progress import Progress
 
 Row = dict[str, Any]
-UPDATE_SECONDS = 15.0  # an update costs the server 16 ms: every 5 s they were a fifth of a shard; one that tells nothing new is left out
-
+UPDATE_SECONDS = 15.0  # an update costs the server 16 ms, so they are few, and one that tells nothing new is left out
 
 log = logging.getLogger(__name__)
 

@@ -231,7 +231,7 @@ def _reap(system: System) -> None:
     patience = "reaping.PATIENCE = dict.fromkeys(reaping.PATIENCE, timedelta(seconds=5)); reaping.LOOKS_APART_SECONDS = 1"
     program = f"import asyncio; from datetime import timedelta; from flows.reap import reap; from tasks import reaping; {patience}; asyncio.run(reap())"
     environment = system.environment | system.settings | {"KUBECONFIG": str(config)}
-    time.sleep(6)
+    time.sleep(6)  # longer than that patience
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
     )
