@@ -61,15 +61,21 @@ def _event(**fields: object) -> str:
 def talking(*parts: str, breaks: bool = False) -> Iterator[tuple[Talker, dict[str, str]]]:
     """The engine, and the settings that point a web process to it."""
     talker = Talker(parts, breaks)
-    server = uvicorn.Server(uvicorn.Config(talker.app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
+    with listening(talker.app) as base:
+        yield talker, {"STARSEARCH_LLM_BASE_URL": f"{base}/v1", "STARSEARCH_LLM_MODEL": "talker"}
+
+
+@contextmanager
+def listening(app: Starlette) -> Iterator[str]:
+    """The address of an application on a port of its own, in a thread of this process."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield talker, {"STARSEARCH_LLM_BASE_URL": f"http://127.0.0.1:{port}/v1", "STARSEARCH_LLM_MODEL": "talker"}
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.force_exit = server.should_exit = True
         thread.join(10)

@@ -1,9 +1,11 @@
 """The pages in Debian's Chromium: what a person does, on a desktop and on a phone; what strangers' text cannot do; axe-core's rules."""
 
+import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,10 +13,16 @@ import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
+from starsearch.web.pages import GOES_HERE, environment
 from tests.starsearch.web.serving import Served, environment_of, run_command, serving
 from tests.starsearch.web.strangers import VECTORS
-from tests.starsearch.web.talker import talking
+from tests.starsearch.web.talker import listening, talking
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -119,6 +127,35 @@ def test_an_answer_is_shown_while_it_is_written(browser: Browser, home: Path, sa
         expect(page.locator(".answer a.cite")).to_have_count(2)
         expect(page.locator(".thumbs")).to_be_visible()
         assert happened == []
+
+
+def test_a_page_that_comes_in_pieces_still_says_that_it_waits(browser: Browser):
+    before, between, after = environment.get_template("ask.html").render(given={"q": "x"}, asking=True).split(GOES_HERE)
+    until_waiting, waiting = before.split('<p class="waiting', 1)
+    pieces = until_waiting, '<p class="waiting' + waiting, "It is so [1].", between + "<p>And more.</p>" + after
+    let = threading.Semaphore(1)
+
+    async def ask(_: Request) -> Response:
+        async def said() -> AsyncIterator[str]:
+            for piece in pieces:
+                while not let.acquire(blocking=False):
+                    await asyncio.sleep(0.01)
+                yield piece
+
+        return StreamingResponse(said(), media_type="text/html; charset=utf-8")
+
+    app = Starlette(routes=[Route("/ask", ask), Mount("/static", StaticFiles(packages=[("starsearch.web", "static")]))])
+    with listening(app) as base, closing(browser.new_page()) as page:
+        page.goto(base + "/ask", wait_until="commit")
+        expect(page.get_by_role("button", name="Ask")).to_be_visible()
+        let.release()
+        expect(page.locator(".waiting")).to_be_visible()
+        let.release()
+        expect(page.locator(".answer")).to_have_text("It is so [1].")
+        expect(page.locator(".waiting")).to_be_hidden()
+        let.release()
+        expect(page.get_by_text("And more.")).to_be_visible()
+        expect(page.locator(".waiting")).to_be_hidden()
 
 
 def test_an_answer_that_turns_out_to_be_none_is_hidden_again(browser: Browser, home: Path, sample_dsn: str):
