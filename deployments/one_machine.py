@@ -35,8 +35,18 @@ TERM_SECONDS = (10.0, 5.0, 5.0)  # after the first SIGTERM, the second (one leav
 BUSY_SECONDS = 60.0
 SERVER_SETTINGS = quiet.DEFAULTS | {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite: "database is locked" after 10 s on a busy machine
-    # What an hour leaves behind is gone after a day (events) and a week (runs): see benchmarks/README.md for how much that is.
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that one asks amplitude.com for its settings from the browser, whatever the server says
+    # Of its CPU a quarter: what runs tell is recorded by the batch, at most 5 s late, not each event in a transaction of its own; and what
+    # is found by looking every 5 s (late, paused and cancelled runs) is not that urgent here.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "60",
+    # What an hour leaves behind is gone after a day (events) and a week (runs): see benchmarks/README.md for how much that is.
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P1D",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "604800",

@@ -16,9 +16,10 @@ async def digest(
     shard: Annotated[int | None, Field(description="Which of its parent's shards this is; none for a run by hand.")] = None,
 ) -> dict[str, Any]:
     """Summarize and embed the items that it leases. Safe to run again, to kill, and to run twice."""
+    if items:
+        return (await digest_shard(shard, items)).as_dict()
     async with prepared():
-        counts = await (digest_shard(shard, items) if items else digest_here())
-        return (await report("digest-counts", [counts], {})).as_dict()
+        return (await report("digest-counts", [await digest_here()], {})).as_dict()
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from starsearch.serving import open_live
 from starsearch.settings import Settings, read_settings
 from starsearch.storage import Store, open_store
 from starsearch.store.leases import BACKFILL, LIVE
+from starsearch.store.presence import present
 from starsearch.store.shards import Shard, at_work, shard_counts
 from starsearch.store.versions import active_version
-from tasks.artifacts import progress_artifact
+from tasks.artifacts import counts_table, progress_artifact
 
 SHARD = "digest/shard"
 POD_PENDING = "InfrastructurePending"  # the state of a run whose pod is there and does not run yet
@@ -53,13 +54,17 @@ async def digest_here() -> Counts:
 
 @task(name="digest-shard", cache_policy=NO_CACHE)
 async def digest_shard(shard: int | None, items: int) -> Counts:
-    """Up to so many of the items that are due now. Not tried again here: whoever dispatched the shard does that."""
-    async with _recorded() as (settings, store, run):
+    """Up to so many of the items that are due now. Not tried again here: whoever dispatched the shard does that.
+
+    All of a shard is this one task, because each costs the server 20 ms: it is prepared, known as at work, and reports itself.
+    """
+    async with _recorded() as (settings, store, run), present(store.dsn, UUID(flow_run.id)):
         if shard is None:
             await _digest(settings, store, run, Allowance(items))
         else:
             async with at_work(store.pool, shard, UUID(flow_run.id), run.id):
                 await _digest(settings, store, run, Allowance(items))
+    await counts_table("digest-counts", run.counts, {})
     return run.counts
 
 
