@@ -11,7 +11,9 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.settings import get_current_settings
 
+from deployments.one_machine import SERVER_SETTINGS
 from tasks import quiet
 from tests.k8s.manifests import K8S, Manifest, lint, problems, read, rendered
 
@@ -178,6 +180,16 @@ def test_every_metric_of_an_alert_or_a_plot_exists():
     used = set(re.findall(r"\bstarsearch_\w+", text))
     assert {name for name in used if f'"{name.removesuffix("_bucket")}"' not in sources} == set()
     assert set(re.findall(r"vllm:(\w+)", text)) <= read_off
+
+
+def test_the_prefect_server_of_a_cluster_does_what_that_of_one_machine_does():
+    """An unknown name would be passed over in silence."""
+    [server] = read((K8S / "base/prefect-server/deployment.yaml").read_text())
+    [container] = server["spec"]["template"]["spec"]["containers"]
+    there = {variable["name"]: variable.get("value") for variable in container["env"]}
+    services = {name: value for name, value in SERVER_SETTINGS.items() if name.startswith("PREFECT_SERVER_SERVICES_")}
+    assert {name: there.get(name) for name in services} == services
+    assert services.keys() <= get_current_settings().to_environment_variables(exclude_unset=False).keys()
 
 
 @needs_kubectl
