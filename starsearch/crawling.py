@@ -10,7 +10,7 @@ from starsearch.collecting import rare_collections
 from starsearch.cycle import GONE, Cycle
 from starsearch.errors import PreconditionMissing, RateLimited, StarsearchError
 from starsearch.fetching import Fetcher
-from starsearch.github.batches import BATCH, Failed
+from starsearch.github.batches import BATCH, Failed, Missing
 from starsearch.github.client import GitHub
 from starsearch.github.resolve import NAMES, resolve
 from starsearch.github.rest import FIRST_REACH, RestSource
@@ -140,13 +140,11 @@ async def resolve_names(
         facts = {name: fact for name, fact in found.items() if isinstance(fact, RepositoryFacts)}
         async with store.pool.connection() as connection:
             await store_facts(connection, host, list(facts.values()), names=facts)
-            reasons = {name: _not_resolved(answer) for name, answer in found.items() if name not in facts}
-            await mark_failed(connection, {listed[name]: reason for name, reason in reasons.items() if name in listed}, at=github.now)
-        failed |= reasons
+            missing = {name: GONE for name, answer in found.items() if isinstance(answer, Missing)}
+            unknown_yet = {name: f"{answer.reason}: {answer.detail}" for name, answer in found.items() if isinstance(answer, Failed)}
+            await mark_failed(connection, {listed[name]: why for name, why in missing.items() if name in listed}, missing_at=github.now)
+            await mark_failed(connection, {listed[name]: why for name, why in unknown_yet.items() if name in listed})
+        failed |= missing | unknown_yet
         nodes += [fact.node_id for fact in facts.values()]
         progress("names", min(start + NAMES, len(unknown)), len(unknown))
     return failed, nodes
-
-
-def _not_resolved(answer: object) -> str:
-    return f"{answer.reason}: {answer.detail}" if isinstance(answer, Failed) else GONE

@@ -115,7 +115,7 @@ class Cycle:
         self._claim = claim
         await self._run(total or len(repositories))
         async with self._fetcher.transaction() as connection:
-            await mark_failed(connection, {repository.id: reason for repository, reason in self._failures.items()}, at=self.began)
+            await mark_failed(connection, {repository.id: reason for repository, reason in self._failures.items()})
             await end_leases(connection, list(self._failures), at=self.began)
         self._raise()
 

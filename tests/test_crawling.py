@@ -283,6 +283,8 @@ FAULTS = [
     ("429", {"operation": "ListPulls"}),
     ("resource_limits", {"operation": "Sweep", "times": 2, "min_ids": 2}),
     ("resource_limits", {"operation": "Fetch", "times": 3, "min_ids": 2}),
+    ("resource_limits", {"operation": "Resolve", "times": 2}),
+    ("504", {"operation": "Resolve", "times": 2}),
     ("wrong_null", {"operation": "Sweep", "times": 2, "min_ids": 2}),
     ("wrong_null", {"operation": "Fetch", "times": 2, "min_ids": 2}),
     ("not_found", {"operation": "Sweep"}),  # denied once, and there when asked again
@@ -335,6 +337,19 @@ async def test_a_repository_that_github_will_not_tell_is_swept_next_time(store, 
     assert {repo for repo, _ in (await compared(store, world)).missed} <= {repositories[0].full_name}
     assert [(gap.stage, gap.count) for gap in (await read_status(store.pool)).gaps if gap.stage == "sweep"] == [("sweep", 1)]
     standin.faults.clear()
+    world.advance(3_600)
+    assert (await crawl_now(store, standin)).failed == {}
+    assert await compared(store, world) == Comparison()
+
+
+@pytest.mark.parametrize(("kind", "patience"), [("resource_limits", 3_600), ("forbidden", 3_600), ("not_found", 86_500)])
+async def test_names_that_github_does_not_tell_wait_an_hour_and_those_that_it_does_not_know_a_day(store, standin, world, kind, patience):
+    await follow(store, world.populate(3, items_each=2, seed=7))
+    standin.faults.add(kind, operation="Resolve", times=None)
+    assert len((await crawl_now(store, standin)).failed) == 3
+    standin.faults.clear()
+    world.advance(patience - 3_600)
+    assert await rows(store, "SELECT FROM item") == []
     world.advance(3_600)
     assert (await crawl_now(store, standin)).failed == {}
     assert await compared(store, world) == Comparison()

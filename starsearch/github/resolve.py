@@ -1,6 +1,6 @@
 """Names to node ids: a hundred repositories a request, old names of renamed ones included."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starsearch.errors import AnswerUnusable, QueryRefused, QueryTooHeavy
 from starsearch.github.batches import Failed, Missing
@@ -9,6 +9,9 @@ from starsearch.github.nodes import read_facts
 from starsearch.models import RepositoryFacts
 
 NAMES = 100  # of one query; no connection is opened, so it costs one point
+
+NULL = "null without a reason"
+CUT_SHORT = {"RESOURCE_LIMITS_EXCEEDED", NULL}  # of an answer whose other names may be fine
 
 Resolved = RepositoryFacts | Missing | Failed
 
@@ -26,14 +29,24 @@ async def _resolve(github: GitHub, names: Sequence[str]) -> dict[str, Resolved]:
     try:
         answer = await github.ask("resolve", variables, text=_query(len(names)))
     except QueryTooHeavy as error:
-        if len(names) == 1:
-            return {names[0]: Failed(type(error).__name__, str(error))}
-        github.usage.splits += 1
-        middle = len(names) // 2
-        return await _resolve(github, names[:middle]) | await _resolve(github, names[middle:])
+        return await _in_halves(github, dict.fromkeys(names, Failed(type(error).__name__, str(error))))
     except (AnswerUnusable, QueryRefused) as error:
         return dict.fromkeys(names, Failed(type(error).__name__, str(error)))
-    return {name: _read(answer, f"r{n}") for n, name in enumerate(names)}
+    found = {name: _read(answer, f"r{n}") for n, name in enumerate(names)}
+    cut_short = {name: read for name, read in found.items() if isinstance(read, Failed) and read.reason in CUT_SHORT}
+    if len(cut_short) == len(names):
+        return await _in_halves(github, cut_short)
+    return found | (await _resolve(github, list(cut_short)) if cut_short else {})
+
+
+async def _in_halves(github: GitHub, failed: Mapping[str, Resolved]) -> dict[str, Resolved]:
+    """Asked again in smaller company; what is alone already has failed."""
+    names = list(failed)
+    if len(names) < 2:
+        return dict(failed)
+    github.usage.splits += 1
+    middle = len(names) // 2
+    return await _resolve(github, names[:middle]) | await _resolve(github, names[middle:])
 
 
 def _query(number: int) -> str:
@@ -54,4 +67,4 @@ def _read(answer: Answer, alias: str) -> Resolved:
     try:
         return read_facts(node or {})
     except (KeyError, TypeError) as unreadable:
-        return Failed("null without a reason", str(unreadable))
+        return Failed(NULL, str(unreadable))

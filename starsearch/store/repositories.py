@@ -168,13 +168,13 @@ async def mark_gone(connection: AsyncConnection, host: str, nodes: Sequence[str]
         )
 
 
-async def mark_failed(connection: AsyncConnection, failures: Mapping[int, str], *, at: datetime) -> None:
-    """Why these repositories were not swept; they join the next crawl."""
+async def mark_failed(connection: AsyncConnection, failures: Mapping[int, str], *, missing_at: datetime | None = None) -> None:
+    """Why these repositories were not swept; they join the next crawl, or that of a day after `missing_at`, when GitHub did not know them."""
     if failures:
         await connection.execute(
-            "UPDATE repository r SET failure = f.reason, checked_at = %s FROM unnest(%s::bigint[], %s::text[]) AS f (id, reason) "
-            "WHERE r.id = f.id",
-            [at, list(failures), list(failures.values())],
+            "UPDATE repository r SET failure = f.reason, checked_at = coalesce(%s, checked_at) "
+            "FROM unnest(%s::bigint[], %s::text[]) AS f (id, reason) WHERE r.id = f.id",
+            [missing_at, list(failures), list(failures.values())],
         )
 
 

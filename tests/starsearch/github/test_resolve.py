@@ -79,6 +79,22 @@ async def test_a_name_is_a_variable_and_never_part_of_the_query():
     assert "x" not in wire.asked[0].query.split("{", 1)[1].replace("nextPage", "")
 
 
+@pytest.mark.parametrize("cut", [{"r0", "r1", "r2"}, {"r1", "r2"}, {"r2"}])
+@pytest.mark.parametrize("reason", ["RESOURCE_LIMITS_EXCEEDED", None])
+async def test_names_that_an_answer_was_cut_short_before_are_asked_again(cut, reason):
+    def reply(request: httpx2.Request) -> Response:
+        names = asked_names(json.loads(request.content)["variables"])
+        told = {f"r{n}": repository(name) for n, name in enumerate(names)}
+        if len(names) < 3:
+            return data(**told)
+        return data(**told | dict.fromkeys(cut), errors=[error(reason, [alias]) for alias in sorted(cut)] if reason else [])
+
+    names = ["a/a", "b/b", "c/c"]
+    wire = Wire(reply)
+    assert await ask(wire, *names) == {name: facts(name) for name in names}
+    assert len(wire.asked) == (3 if len(cut) == 3 else 2)
+
+
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
