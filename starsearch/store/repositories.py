@@ -169,7 +169,7 @@ async def mark_gone(connection: AsyncConnection, host: str, nodes: Sequence[str]
 
 
 async def mark_failed(connection: AsyncConnection, failures: Mapping[int, str], *, missing_at: datetime | None = None) -> None:
-    """Why these repositories were not swept; they join the next crawl, or that of a day after `missing_at`, when GitHub did not know them."""
+    """Why these repositories were not swept; they join the next crawl; a day later if GitHub did not know them, at `missing_at`."""
     if failures:
         await connection.execute(
             "UPDATE repository r SET failure = f.reason, checked_at = coalesce(%s, checked_at) "
