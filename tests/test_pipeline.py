@@ -388,6 +388,21 @@ async def test_a_job_at_work_outlives_a_migration_and_a_later_one_of_the_old_ver
             pass
 
 
+async def test_a_migration_lets_go_of_a_job_that_waits_for_it_and_comes_back(store, monkeypatch):
+    ours = migrate.migrations()
+    columns = "ALTER TABLE item ADD COLUMN newer integer; ALTER TABLE due ADD COLUMN newer integer"
+    monkeypatch.setattr(migrate, "migrations", lambda: [*ours, migrate.Migration(ours[-1].number + 1, "newer.sql", columns)])
+    async with await connect(store.dsn) as connection, await connect(store.dsn) as job:
+        async with job.transaction():
+            await job.execute("SELECT FROM due FOR UPDATE")  # it holds what the migration changes last
+            migrating = asyncio.create_task(migrate.migrate(connection))
+            await waiting(store, 1)
+            await job.execute("SELECT FROM item")  # and asks for what it changes first
+            await asyncio.sleep(1.5)  # longer than PostgreSQL looks at a deadlock
+            await job.execute("SELECT FROM item")
+        assert await migrating == ["newer.sql"]
+
+
 async def test_an_item_stored_anew_while_its_batch_is_being_finished_waits_instead_of_deadlocking(store, row):
     version = await ensure_version(store.pool, VERSION)
     async with recorded_run(store, "ingest") as run:

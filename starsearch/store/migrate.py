@@ -4,7 +4,10 @@
 missing. The lock is polled (locks.py), because a `-- no-transaction` file may create an index concurrently.
 """
 
+import asyncio
 import hashlib
+import random
+import time
 from dataclasses import dataclass
 from importlib import resources
 
@@ -16,6 +19,8 @@ from starsearch.store.locks import polled_lock
 
 LOCK = 78_273  # first key of an advisory lock, beside those of leases.py and versions.py
 LOCK_TIMEOUT = "10s"  # for one statement: a migration waits for readers, and everybody waits behind the migration
+LET_GO_AFTER = "700ms"  # sooner than deadlock_timeout, 1 s
+LOCKED_WITHIN_SECONDS = 60.0
 MINIMUM_PGVECTOR = (0, 8, 4)
 NO_TRANSACTION = "-- no-transaction"
 
@@ -104,11 +109,37 @@ async def _apply(connection: AsyncConnection, migration: Migration) -> None:
             await _record(connection, migration)
             return
         async with connection.transaction():
+            await _lock_tables(connection)
             await connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(LOCK_TIMEOUT))
             await connection.execute(migration.text.encode())
             await _record(connection, migration)
-    except psycopg.errors.LockNotAvailable as error:
-        raise StarsearchError(f"{migration.name} waited {LOCK_TIMEOUT} for a lock; run `starsearch migrate` again") from error
+    except (psycopg.errors.LockNotAvailable, TimeoutError) as error:
+        raise StarsearchError(f"{migration.name} waited too long for a lock; run `starsearch migrate` again") from error
+
+
+async def _lock_tables(connection: AsyncConnection) -> None:
+    """All of them, before anything is changed: table by table, a migration would wait for a job that waits for the migration.
+
+    Taken at once they would, too; but then nothing is lost yet, so the migration lets go, before PostgreSQL ends one of the two, and tries
+    again. Raises TimeoutError.
+    """
+    cursor = await connection.execute(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = current_schema()::regnamespace "
+        "AND pg_has_role(relowner, 'USAGE') ORDER BY oid"
+    )
+    tables = sql.SQL(", ").join([sql.Identifier(name) for (name,) in await cursor.fetchall()])  # schema_migration at least
+    deadline = time.monotonic() + LOCKED_WITHIN_SECONDS
+    await connection.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(LET_GO_AFTER))
+    while True:
+        try:
+            async with connection.transaction():  # a savepoint: what was locked before the timeout is free again
+                await connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+            break
+        except psycopg.errors.QueryCanceled as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError from error
+            await asyncio.sleep(random.uniform(0.05, 0.25))
+    await connection.execute("SET LOCAL statement_timeout TO DEFAULT")
 
 
 async def _record(connection: AsyncConnection, migration: Migration) -> None:
