@@ -124,8 +124,8 @@ async def _lock_tables(connection: AsyncConnection) -> None:
     again. Raises TimeoutError.
     """
     cursor = await connection.execute(
-        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = current_schema()::regnamespace "
-        "AND pg_has_role(relowner, 'USAGE') ORDER BY oid"
+        "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = current_schema() "
+        "AND relkind IN ('r', 'p') AND pg_has_role(relowner, 'USAGE') ORDER BY pg_class.oid"
     )
     tables = sql.SQL(", ").join([sql.Identifier(name) for (name,) in await cursor.fetchall()])  # schema_migration at least
     deadline = time.monotonic() + LOCKED_WITHIN_SECONDS
