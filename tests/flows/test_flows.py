@@ -1,4 +1,4 @@
-"""Flows on Prefect's own server: the same counts as the command, artifacts, and schedules that really make runs."""
+"""Flows on Prefect's own server: the same counts as the command, and artifacts."""
 
 import asyncio
 import json
@@ -202,70 +202,6 @@ async def test_the_main_job_costs_a_handful_of_task_runs_whatever_the_number_of_
     while (made := await task_runs() - before) < 4 and time.monotonic() < deadline:
         await asyncio.sleep(0.5)
     assert made == 4
-
-
-async def test_deployed_cron_yields_scheduled_runs(tmp_path):
-    """With the wrong SQLAlchemy everything looks well and no run is ever scheduled."""
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url, "PREFECT_SERVER_API_PORT": str(port)}
-    environment.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
-    with (tmp_path / "server.log").open("w") as log:
-        serve = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(serve, env=environment, stdout=log, stderr=log, cwd=tmp_path)
-    try:
-        await _until_healthy(url)
-        for command in (["deployments/set_up.py"], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
-            await asyncio.to_thread(subprocess.run, [sys.executable, *command], env=environment, cwd=ROOT, check=True, timeout=120)
-        from prefect.settings import PREFECT_API_URL, temporary_settings
-
-        scheduled = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
-        crawls = FlowFilter(name=FlowFilterName(any_=["crawl"]))
-        with temporary_settings({PREFECT_API_URL: url}):
-            async with get_client() as client:
-                flows = {flow.id: flow.name for flow in await client.read_flows()}
-                names = {f"{flows[each.flow_id]}/{each.name}" for each in await client.read_deployments()}
-                deadline = time.monotonic() + 150
-                while (
-                    not (runs := await client.read_flow_runs(flow_filter=crawls, flow_run_filter=scheduled)) and time.monotonic() < deadline
-                ):
-                    await asyncio.sleep(1)
-        assert names == {
-            "rank/daily",
-            "crawl/hourly",
-            "digest/shard",
-            "backfill/manual",
-            "maintain/daily",
-            "reprocess/manual",
-            "reap/often",
-        }
-        assert runs
-        assert all(run.expected_start_time.minute == 7 for run in runs)
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-async def _until_healthy(url):
-    import httpx2
-
-    deadline = time.monotonic() + 180
-    async with httpx2.AsyncClient() as client:
-        while time.monotonic() < deadline:
-            try:
-                if (await client.get(f"{url}/health")).status_code == 200:
-                    return
-            except httpx2.TransportError:
-                pass
-            await asyncio.sleep(0.5)
-    raise AssertionError("Prefect's server did not start")
 
 
 def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,13 @@ def test_everything_is_registered_and_a_second_up_changes_nothing(machine):
     again = one_machine(machine.environment, "up", str(free_port()))
     assert (again.returncode, "is up already" in again.stdout, f":{machine.port}\n" in again.stdout) == (0, True, True)
     assert machine.services() == before
+
+
+def test_a_schedule_really_makes_runs(machine):
+    """With the wrong SQLAlchemy everything looks well and no run is ever scheduled."""
+    scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    runs = wait_for(lambda: machine.runs("crawl", flow_runs=scheduled), "a crawl that is scheduled")
+    assert {datetime.fromisoformat(run["expected_start_time"]).minute for run in runs} == {7}
 
 
 def test_schedules_ask_github_only_with_a_credential_of_their_own(machine):
