@@ -1,11 +1,11 @@
 -- Lease the next repositories of the followed list to one crawl, those that waited longest first; with where each kind starts.
--- Not those that were swept since this crawl began: another one at the same time did that.
+-- Not those that were swept since this crawl began: another one at the same time did that. The same conditions: unswept.sql.
 WITH picked AS (
   SELECT id FROM repository
   WHERE followed AND lease_token IS NULL AND released_at < %(began)s AND host = %(host)s AND node_id IS NOT NULL
     AND (not_before IS NULL OR not_before < %(now)s)
     AND NOT purged_repository(host, full_name, node_id)
-  ORDER BY released_at, id LIMIT %(size)s FOR UPDATE SKIP LOCKED
+  ORDER BY released_at, id LIMIT %(size)s FOR NO KEY UPDATE SKIP LOCKED
 ), token AS (
   SELECT nextval('lease_token') AS token
 ), leased AS (

@@ -4,6 +4,7 @@ A crawl sweeps what nobody has swept since it began. A lease ends in the transac
 token; it ends too when the crawl that holds it is gone (its session's advisory lock, see leases.py) or when its time has passed.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from starsearch.store.statements import statement
 
 BATCH = 500  # repositories of one lease: ten sweeps
 LEASE = timedelta(hours=1)  # a crawl that waits for GitHub's next hour still holds what it was about to ask
+LOCKED_NAP_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,37 @@ async def begin_sweep(pool: Pool, host: str, worker: int, *, now: datetime, sinc
 
 
 async def claim_repositories(pool: Pool, sweeper: Sweeper, *, size: int = BATCH) -> list[Followed]:
-    """The next repositories to sweep; where none are free, those of crawls that died. Empty: the list is done, or in other hands."""
+    """The next repositories to sweep; where none are free, those of crawls that died. Empty: the list is done, or in living hands.
+
+    What another transaction locks for a moment (a new ranking, another crawl that frees what the dead held) is waited for: a crawl that
+    passed it over would end without it.
+    """
     parameters = vars(sweeper) | {"size": size, "lease": LEASE}
-    for last in (False, True):
+    while True:
         async with pool.connection() as connection:
             rows = await (await connection.execute(statement("claim_repositories"), parameters)).fetchall()
-        if rows or last or not await release_dead_sweeps(pool):
+        if rows:
             break
+        if not await release_dead_sweeps(pool):
+            _, free = await _count_unswept(pool, sweeper)
+            if not free:
+                break
+            await asyncio.sleep(LOCKED_NAP_SECONDS)
     return [Followed(id, node, name, dict(zip(ITEM_TYPES, starts, strict=True)), lease=lease) for id, node, name, *starts, lease in rows]
 
 
 async def count_unswept(pool: Pool, sweeper: Sweeper) -> int:
     """How many repositories the list still holds for this crawl, the leased ones too."""
+    every, _ = await _count_unswept(pool, sweeper)
+    return every
+
+
+async def _count_unswept(pool: Pool, sweeper: Sweeper) -> tuple[int, int]:
+    """(all, those that nobody leases)"""
     async with pool.connection() as connection:
-        cursor = await connection.execute(
-            "SELECT count(*) FROM repository WHERE followed AND released_at < %s AND host = %s AND node_id IS NOT NULL "
-            "AND (not_before IS NULL OR not_before < %s)",
-            [sweeper.began, sweeper.host, sweeper.now],
-        )
-        row = await cursor.fetchone()
-    return int(row[0]) if row else 0
+        row = await (await connection.execute(statement("unswept"), vars(sweeper))).fetchone()
+    assert row is not None
+    return row[0], row[1]
 
 
 async def end_leases(connection: AsyncConnection, repositories: Sequence[Followed], *, at: datetime) -> int:

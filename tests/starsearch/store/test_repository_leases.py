@@ -1,5 +1,6 @@
 """Crawls at the same time share the followed list; what a dead one held is swept by another; nothing is swept twice."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -70,6 +71,26 @@ async def test_repositories_of_a_dead_crawl_are_swept_by_a_living_one(store, fol
         assert {each.id for each in taken} == {each.id for each in dead}
         assert await finish(store, dead) == 0  # a zombie ends nothing
         assert await finish(store, taken) == 30
+
+
+async def test_what_somebody_locks_for_a_moment_is_waited_for(store, followed):
+    """A ranking writes down new places as a crawl begins: what the crawl cannot lease yet is not left out."""
+    async with worker(store.dsn) as number:
+        sweeper = await begin(store, number)
+        async with store.pool.connection() as ranking:
+            await ranking.execute("UPDATE repository SET rank = id WHERE id <= 10")
+            assert len(await claim_repositories(store.pool, sweeper)) == 30
+            rest = asyncio.create_task(claim_repositories(store.pool, sweeper))
+            await asyncio.sleep(0.5)
+            assert not rest.done()
+        assert len(await rest) == 10
+        assert await claim_repositories(store.pool, sweeper) == []  # leased, and by somebody who lives
+
+
+async def test_an_item_that_is_being_stored_does_not_hide_its_repository(store, followed):
+    async with worker(store.dsn) as number, store.pool.connection() as storing:
+        await storing.execute("SELECT FROM repository WHERE id <= 10 FOR KEY SHARE")
+        assert len(await claim_repositories(store.pool, await begin(store, number))) == 40
 
 
 async def test_a_lease_whose_time_has_passed_is_free(store, followed):
