@@ -5,6 +5,8 @@ token; it ends too when the crawl that holds it is gone (its session's advisory 
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,9 +18,10 @@ from starsearch.store.database import Pool
 from starsearch.store.repositories import ARCHIVED_CHECK, GONE_CHECK
 from starsearch.store.statements import statement
 
+log = logging.getLogger(__name__)
 BATCH = 500  # repositories of one lease: ten sweeps
 LEASE = timedelta(hours=1)  # a crawl that waits for GitHub's next hour still holds what it was about to ask
-LOCKED_NAP_SECONDS = 0.1
+LOCKED_SECONDS, LOCKED_NAP_SECONDS = 60.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,26 @@ async def claim_repositories(pool: Pool, sweeper: Sweeper, *, size: int = BATCH)
     """The next repositories to sweep; where none are free, those of crawls that died. Empty: the list is done, or in living hands.
 
     What another transaction locks for a moment (a new ranking, another crawl that frees what the dead held) is waited for: a crawl that
-    passed it over would end without it.
+    passed it over would end without it. What stays locked joins the next crawl.
     """
-    parameters = vars(sweeper) | {"size": size, "lease": LEASE}
-    while True:
-        async with pool.connection() as connection:
-            rows = await (await connection.execute(statement("claim_repositories"), parameters)).fetchall()
-        if rows:
+    patient_until = time.monotonic() + LOCKED_SECONDS
+    while not (claimed := await _claim(pool, sweeper, size)):
+        if await release_dead_sweeps(pool):
+            continue
+        _, free = await _count_unswept(pool, sweeper)
+        if not free:
             break
-        if not await release_dead_sweeps(pool):
-            _, free = await _count_unswept(pool, sweeper)
-            if not free:
-                break
-            await asyncio.sleep(LOCKED_NAP_SECONDS)
+        if time.monotonic() > patient_until:
+            log.warning("%d repositories are locked by another transaction: they join the next crawl", free)
+            break
+        await asyncio.sleep(LOCKED_NAP_SECONDS)
+    return claimed
+
+
+async def _claim(pool: Pool, sweeper: Sweeper, size: int) -> list[Followed]:
+    async with pool.connection() as connection:
+        cursor = await connection.execute(statement("claim_repositories"), vars(sweeper) | {"size": size, "lease": LEASE})
+        rows = await cursor.fetchall()
     return [Followed(id, node, name, dict(zip(ITEM_TYPES, starts, strict=True)), lease=lease) for id, node, name, *starts, lease in rows]
 
 

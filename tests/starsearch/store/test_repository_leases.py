@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from starsearch.store import repository_leases
 from starsearch.store.leases import worker
 from starsearch.store.repository_leases import (
     begin_sweep,
@@ -85,6 +86,16 @@ async def test_what_somebody_locks_for_a_moment_is_waited_for(store, followed):
             assert not rest.done()
         assert len(await rest) == 10
         assert await claim_repositories(store.pool, sweeper) == []  # leased, and by somebody who lives
+
+
+async def test_what_stays_locked_holds_up_no_crawl_for_long_and_is_said(store, followed, monkeypatch, caplog):
+    monkeypatch.setattr(repository_leases, "LOCKED_SECONDS", 0.3)
+    async with worker(store.dsn) as number, store.pool.connection() as forgotten:
+        sweeper = await begin(store, number)
+        await forgotten.execute("SELECT FROM repository WHERE id <= 10 FOR UPDATE")
+        assert len(await claim_repositories(store.pool, sweeper)) == 30
+        assert await claim_repositories(store.pool, sweeper) == []
+    assert "10 repositories are locked by another transaction: they join the next crawl" in caplog.text
 
 
 async def test_an_item_that_is_being_stored_does_not_hide_its_repository(store, followed):
