@@ -5,7 +5,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin
 TARGETS := flows tasks starsearch tests benchmarks chaos deployments
 
-.PHONY: demo test lint bench fuzz test-vllm test-kubernetes test-kubernetes-hour chaos day audit up down deploy lock clean
+.PHONY: demo test lint bench fuzz test-vllm test-kubernetes test-kubernetes-hour chaos day soak audit up down deploy lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/ready         ## set up, run the main job once, answer a question from what it stored
@@ -45,6 +45,9 @@ chaos: .venv/dev          ## break everything by a schedule drawn from SEED for 
 
 day: .venv/dev            ## a day of the top 40,000 in virtual time, through flows, shards and workers; HOURS=24
 	@$(RUN)/python -m benchmarks.day $(or $(HOURS),24)
+
+soak: .venv/dev           ## a million items through one process, searched all the while: does anything grow? ITEMS=1000000
+	@$(RUN)/python -m benchmarks.soak $(or $(ITEMS),1000000)
 
 up: .venv/ready           ## Prefect's server, its UI, workers and every deployment on this machine; PORT=4200
 	@$(RUN)/python deployments/one_machine.py up $(PORT)

@@ -26,6 +26,7 @@ import psutil
 from benchmarks.github import ITEMS_EACH, LATENCY_SECONDS, LIST, REPOSITORIES, ROOT, UPDATES, open_standin
 from benchmarks.instant_engine import MODEL
 from benchmarks.measure import ask
+from benchmarks.plots import small_plots
 from benchmarks.prefect_cost import Machine, open_machine
 from deployments.one_machine import ours
 from starsearch.audit import read_status
@@ -236,7 +237,6 @@ def _tell(hours: Sequence[Hour]) -> None:
 
 
 def _plots(hours: Sequence[Hour]) -> str:
-    """One small plot a figure, all over the same hours, each from zero."""
     series: dict[str, Iterable[float]] = {
         "items digested": (hour.digested for hour in hours),
         "GitHub's points": (hour.points for hour in hours),
@@ -248,27 +248,7 @@ def _plots(hours: Sequence[Hour]) -> str:
         "MB of the database": (hour.database_mb for hour in hours),
         "MB of write-ahead log": (hour.wal_mb for hour in hours),
     }
-    width, height, columns = 380, 110, 2
-    plots = [
-        _plot(title, list(values), n % columns * width, n // columns * height, width - 20, height - 40)
-        for n, (title, values) in enumerate(series.items())
-    ]
-    total = (width * columns, height * -(-len(series) // columns))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{total[0]}" height="{total[1]}" font-family="sans-serif" font-size="11">'
-        f'<rect width="{total[0]}" height="{total[1]}" fill="white"/>{"".join(plots)}</svg>\n'
-    )
-
-
-def _plot(title: str, values: Sequence[float], x: int, y: int, width: int, height: int) -> str:
-    top = max([*values, 1e-9])
-    step = width / len(values)
-    bars = "".join(
-        f'<rect x="{x + 10 + n * step:.1f}" y="{y + 24 + height * (1 - value / top):.1f}" width="{step * 0.8:.1f}" '
-        f'height="{height * value / top:.1f}" fill="#0b62a4"/>'
-        for n, value in enumerate(values)
-    )
-    return f'<text x="{x + 10}" y="{y + 16}">{title}: {values[0]:,.0f} first, {top:,.0f} most, {values[-1]:,.0f} last</text>{bars}'
+    return small_plots({title: list(values) for title, values in series.items()})
 
 
 if __name__ == "__main__":

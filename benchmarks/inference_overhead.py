@@ -201,20 +201,21 @@ async def _server_cpu(store: Store) -> float:
 
 
 @contextmanager
-def open_engine(*, seconds: float = 0.0) -> Iterator[Settings]:
-    """An engine that needs so long for a summary, and an empty home folder, both gone at the end."""
+def open_engine(*, seconds: float = 0.0, titles: bool = False) -> Iterator[Settings]:
+    """An engine that needs so long for a summary, and an empty home folder, both gone at the end. titles: see instant_engine."""
     home = Path(tempfile.mkdtemp(prefix="starsearch-bench-"))
     home.chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    engine = subprocess.Popen([sys.executable, "-m", "benchmarks.instant_engine", str(port), str(seconds)])
+    summaries = ["titles"] if titles else []
+    engine = subprocess.Popen([sys.executable, "-m", "benchmarks.instant_engine", str(port), str(seconds), *summaries])
     try:
         url = f"http://127.0.0.1:{port}/v1"
         deadline = time.monotonic() + 60
         while not _answers(f"{url}/models") and time.monotonic() < deadline:
             time.sleep(0.1)
-        yield _settings(home, url)
+        yield settings_of(home, url)
     finally:
         engine.terminate()
         engine.wait(30)
@@ -222,7 +223,7 @@ def open_engine(*, seconds: float = 0.0) -> Iterator[Settings]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _settings(home: Path, url: str) -> Settings:
+def settings_of(home: Path, url: str) -> Settings:
     return Settings(_env_file=None, home=home, llm_base_url=url, llm_model=MODEL, embedding_base_url=url, embedding_model=MODEL)
 
 
@@ -234,4 +235,4 @@ def _answers(url: str) -> bool:
 
 
 if __name__ == "__main__":
-    json.dump(asyncio.run(_sample_memory(_settings(Path(sys.argv[1]), sys.argv[2]), int(sys.argv[3]))), sys.stdout)
+    json.dump(asyncio.run(_sample_memory(settings_of(Path(sys.argv[1]), sys.argv[2]), int(sys.argv[3]))), sys.stdout)
