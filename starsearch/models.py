@@ -109,9 +109,9 @@ class Item(BaseModel):
     closed_at: Timestamp | None = None
     merged_at: Timestamp | None = None
     excerpt: bool = False
-    host: str = "github.com"
-    node_id: str | None = None
-    database_id: int | None = None
+    host: Text = "github.com"
+    node_id: Text | None = None
+    database_id: int | None = Field(default=None, ge=0, le=2**63 - 1)
 
     @model_validator(mode="before")
     @classmethod

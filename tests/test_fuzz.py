@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from starsearch.embedded.minilm import DIMENSIONS
 from starsearch.errors import DigestFailed, EngineUnavailable, PreconditionMissing, QueryUnusable, Rejected, StarsearchError
 from starsearch.explain import parse_address
-from starsearch.github.nodes import read_item, read_page
+from starsearch.github.nodes import read_facts, read_item, read_page
 from starsearch.github.rest import _parse_page
 from starsearch.inference import gate
 from starsearch.inference.answer import checked
@@ -64,6 +64,7 @@ NODE = {
     "comments": {"totalCount": 1, "nodes": [{"body": "c", "createdAt": "2026-01-01T00:00:00Z", "author": None}]},
     "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-02T00:00:00Z", "closedAt": None,
 }  # fmt: skip
+FACTS = {"id": "R_1", "nameWithOwner": "a/b", "databaseId": 7, "isArchived": False, "stargazerCount": 3}
 PAGE = {
     "issues": {
         "nodes": [{"id": "I_1", "number": 1, "updatedAt": "2026-01-02T00:00:00Z"}],
@@ -134,11 +135,26 @@ def test_a_node_of_github_is_an_item_or_rejected(node):
 
 @FUZZ
 @given(node=values | damaged(PAGE))
+@example(node={"issues": {"nodes": [{"id": "I_1", "number": float("inf"), "updatedAt": "2026-01-02T00:00:00Z"}]}})
 def test_a_page_of_github_is_read_or_no_page(node):
     if not isinstance(node, dict):
         return
     with contextlib.suppress(KeyError, TypeError, ValueError):  # what it says it raises
-        read_page(node, "issue", datetime(2026, 1, 1, tzinfo=UTC))
+        for item in read_page(node, "issue", datetime(2026, 1, 1, tzinfo=UTC)).items:
+            assert 0 < item.number < 2**31
+            assert "\0" not in item.node_id
+
+
+@FUZZ
+@given(node=values | damaged(FACTS))
+def test_a_repository_of_github_is_read_or_refused(node):
+    if not isinstance(node, dict):
+        return
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # what it says it raises
+        facts = read_facts(node)
+        assert "\0" not in facts.node_id + facts.full_name
+        assert (facts.database_id or 0) < 2**63
+        assert (facts.stars or 0) < 2**31
 
 
 REST = ITEM | {"html_url": "https://github.com/quillcap/marlframe/issues/1", "user": {"login": "ada"}, "labels": [{"name": "bug"}]}

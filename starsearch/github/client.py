@@ -22,6 +22,7 @@ import orjson
 
 from starsearch.errors import AnswerUnusable, QueryRefused, QueryTooHeavy, SourceUnavailable
 from starsearch.github.credentials import BACKFILL_RESERVE, RESERVE, Clock, Credential, CredentialPool
+from starsearch.github.values import whole
 
 TIMEOUT_SECONDS = 20.0  # GitHub itself gives up after 10
 TRIES = 3
@@ -189,7 +190,7 @@ class GitHub:
             answer = orjson.loads(response.content)
             errors = tuple(_errors(answer))
             data = answer.get("data") or {}
-            cost = int((data.get("rateLimit") or {}).get("cost", 0))
+            cost = whole((data.get("rateLimit") or {}).get("cost", 0))
         except (ValueError, AttributeError, TypeError) as error:
             kind = response.headers.get("content-type", "nothing").split(";")[0]
             raise AnswerUnusable(f"{self._url} answered {status} with {kind}, not with GitHub's JSON: is there a proxy?") from error

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from starsearch.errors import StarsearchError
 from starsearch.github.client import GitHub
+from starsearch.github.values import whole
 from starsearch.models import ItemType
 
 SEARCHES = 20  # of one query; each costs GitHub's processors as much as one alone
@@ -28,7 +29,7 @@ async def _count(github: GitHub, searches: Sequence[str]) -> list[int]:
     text = f"query Count({parameters}) {{\n  rateLimit {{ cost }}\n{lines}}}\n"
     answer = await github.ask("count", {f"q{n}": search for n, search in enumerate(searches)}, text=text)
     try:
-        return [int(answer.data[f"c{n}"]["issueCount"]) for n in range(len(searches))]
+        return [whole(answer.data[f"c{n}"]["issueCount"]) for n in range(len(searches))]
     except (KeyError, TypeError, ValueError) as error:
         told = answer.errors[0].message if answer.errors else f"{type(error).__name__} {error}"
         raise StarsearchError(f"GitHub would not count: {told}") from error

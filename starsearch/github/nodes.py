@@ -7,6 +7,7 @@ from typing import Any
 
 from starsearch.errors import Rejected
 from starsearch.github.client import Node
+from starsearch.github.values import MAX_ID, whole, word
 from starsearch.models import Comment, Item, ItemType, RepositoryFacts, SeenItem, parse_item
 
 CONNECTIONS: dict[ItemType, str] = {"issue": "issues", "pull_request": "pullRequests"}
@@ -21,12 +22,17 @@ class Page:
 
 
 def read_facts(node: Node) -> RepositoryFacts:
+    """Raises KeyError, TypeError or ValueError for what is no repository."""
+    node_id, full_name = word(node["id"]), word(node["nameWithOwner"])
+    database_id, archived, stars = (node.get(name) for name in ("databaseId", "isArchived", "stargazerCount"))
+    if not isinstance(archived, bool | None):
+        raise ValueError(f"archived is {str(archived)[:40]!r}")
     return RepositoryFacts(
-        node_id=str(node["id"]),
-        full_name=str(node["nameWithOwner"]),
-        database_id=node.get("databaseId"),
-        archived=node.get("isArchived"),
-        stars=node.get("stargazerCount"),
+        node_id,
+        full_name,
+        None if database_id is None else whole(database_id, most=MAX_ID),
+        archived,
+        None if stars is None else whole(stars),
     )
 
 
@@ -45,7 +51,7 @@ def read_page(node: Node, kind: ItemType, since: datetime) -> Page:
         recent = updated >= since
         if recent:
             created = item.get("createdAt")
-            items.append(SeenItem(str(item["id"]), int(item["number"]), kind, updated, created and _time(created)))
+            items.append(SeenItem(word(item["id"]), whole(item["number"], least=1), kind, updated, created and _time(created)))
     pages = connection["pageInfo"]
     after = pages["endCursor"] if pages["hasNextPage"] else None
     return Page(tuple(items), after if recent else None)
@@ -80,7 +86,7 @@ def _fields(node: Node) -> dict[str, Any]:
         "closed_at": node["closedAt"],
         "merged_at": node.get("mergedAt"),
         "node_id": node["id"],
-        "database_id": node["fullDatabaseId"] and int(node["fullDatabaseId"]),
+        "database_id": node["fullDatabaseId"] and int(str(node["fullDatabaseId"])),
     }
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from starsearch.errors import StarsearchError
 from starsearch.github.client import TRIES, Answer, GitHub
 from starsearch.github.nodes import read_facts
+from starsearch.github.values import whole
 from starsearch.models import RepositoryFacts
 from starsearch.progress import Progress, no_progress
 
@@ -78,7 +79,7 @@ class Reading:
             return
         try:
             found = answer.data["search"]
-            self.count = self.count or int(found["repositoryCount"])
+            self.count = self.count or whole(found["repositoryCount"])
             facts = [read_facts(node) for node in found["nodes"]]
             self.after = found["pageInfo"]["endCursor"] if found["pageInfo"]["hasNextPage"] else None
         except (KeyError, TypeError, ValueError) as error:

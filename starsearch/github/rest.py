@@ -6,6 +6,7 @@ with the last one. https://docs.github.com/rest/issues/issues#list-repository-is
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -37,10 +38,10 @@ class Quota:
     resets_at: datetime | None = None
 
     def read(self, headers: Mapping[str, str]) -> None:
-        if "x-ratelimit-remaining" in headers:
-            self.limit = int(headers.get("x-ratelimit-limit", 0))
+        with contextlib.suppress(ValueError, KeyError, OverflowError, OSError):
+            self.limit = int(headers["x-ratelimit-limit"])
             self.remaining = int(headers["x-ratelimit-remaining"])
-            self.resets_at = datetime.fromtimestamp(int(headers.get("x-ratelimit-reset", 0)), UTC)
+            self.resets_at = datetime.fromtimestamp(int(headers["x-ratelimit-reset"]), UTC)
 
     def __str__(self) -> str:
         if self.remaining is None:

@@ -114,6 +114,8 @@ def test_the_host_is_the_servers():
         issue(labels={"nodes": [None]}),
         issue(author="maren"),
         issue(fullDatabaseId="many"),
+        issue(fullDatabaseId=float("inf")),
+        issue(fullDatabaseId=str(2**63)),
         issue(comments={"totalCount": 1, "nodes": [{"body": "x", "createdAt": "then", "author": None}]}),
         issue(comments={"totalCount": 1}),
         issue(comments=[]),
@@ -160,6 +162,12 @@ def test_a_null_among_the_items_costs_only_itself():
         page(following=False, kind="pullRequests"),  # the other kind's
         page({"id": "I_1", "number": 1}),
         page(seen("one")),
+        page(seen(0)),
+        page(seen(2**31)),
+        page(seen(1.5)),
+        page(seen(float("inf"))),
+        page(seen(1, id="I_\0")),
+        page(seen(1, id=None)),
         page(seen(1, updatedAt=None)),
         page(seen(1, updatedAt="then")),
         page("I_1"),
@@ -175,3 +183,21 @@ def test_facts_that_were_not_asked_for_are_unknown():
     assert read_facts({"id": "R_1", "nameWithOwner": "a/b", "databaseId": 5, "isArchived": True, "stargazerCount": 0}) == RepositoryFacts(
         "R_1", "a/b", 5, True, 0
     )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"id": ""},
+        {"nameWithOwner": "a/\0"},
+        {"databaseId": "5"},
+        {"databaseId": 2**63},
+        {"isArchived": "no"},
+        {"stargazerCount": 1e30},
+        {"stargazerCount": -1},
+        {"stargazerCount": True},
+    ],
+)
+def test_facts_that_no_column_takes_are_refused_before_they_meet_one(told):
+    with pytest.raises(ValueError, match="not a|archived is"):
+        read_facts({"id": "R_1", "nameWithOwner": "a/b"} | told)
