@@ -20,11 +20,12 @@ LOOKS_ALIVE = ["RUNNING", "PENDING", "CANCELLING"]
 END_SECONDS = (5.0, 5.0)  # after the first SIGTERM, and after the second: see one_machine.TERM_SECONDS
 SERVER = "server"
 ASK_SECONDS = 10.0
+ANSWER_SECONDS = 180.0  # its SQLite is locked for a minute at times where the machine is overloaded
 
 
 @dataclass
 class Orchestration:
-    """services: the server and the workers, by name. Asked while the server is down, it answers None."""
+    """services: the server and the workers, by name. Asked while the server is down or busy, it answers None."""
 
     settings: Settings
     port: int
@@ -84,17 +85,24 @@ class Orchestration:
         return found and str(found["state"]["type"])
 
     def run(self, deployment: str, *, seconds: float) -> str | None:
-        """The state in which it ended; None where it did not, or the server was down."""
-        flow_run, deadline = self.begin(deployment), time.monotonic() + seconds
-        while flow_run and time.monotonic() < deadline:
-            if (state := self.state(flow_run)) in FINAL:
+        """The state in which it ended; None where it did not, or the server has not answered all that time."""
+        flow_run, deadline = None, time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            flow_run = flow_run or self.begin(deployment)
+            if flow_run and (state := self.state(flow_run)) in FINAL:
                 return state
             time.sleep(1)
         return None
 
     def alive(self) -> list[dict[str, Any]]:
-        """The flow runs that look alive to Prefect."""
-        return self._ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": LOOKS_ALIVE}}}}) or []
+        """The flow runs that look alive to Prefect. Raises TimeoutError where it does not say: nothing may be concluded from that."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline:
+            found = self._ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": LOOKS_ALIVE}}}})
+            if found is not None:
+                return list(found)
+            time.sleep(1)
+        raise TimeoutError(f"Prefect's server has not answered for {ANSWER_SECONDS:.0f} s; its log is in {self.folder}")
 
     def processes(self) -> list[tuple[str, psutil.Process]]:
         """Those of flow runs, by their deployment's name."""
