@@ -199,5 +199,5 @@ def test_facts_that_were_not_asked_for_are_unknown():
     ],
 )
 def test_facts_that_no_column_takes_are_refused_before_they_meet_one(told):
-    with pytest.raises(ValueError, match="not a|archived is"):
+    with pytest.raises(ValueError, match=r"not a|archived is"):
         read_facts({"id": "R_1", "nameWithOwner": "a/b"} | told)
