@@ -2,7 +2,7 @@
 
 StarsearchError                exit 1
 ├── PreconditionMissing        exit 3: something outside is missing; the message says what to do. Nobody retries.
-│   ├── DatabaseUnavailable
+│   ├── DatabaseUnavailable    this one, EngineUnavailable and SourceUnavailable: flows try once more (tasks/retries.py)
 │   ├── DatabaseUnsuitable     too old, edited migration, unknown data folder
 │   ├── EngineUnavailable      no answer at all: the run stops, leases are handed back, no attempt is counted
 │   │   └── ModelNotServed     it answers, but not for this model

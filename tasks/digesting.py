@@ -28,6 +28,7 @@ from starsearch.store.presence import present
 from starsearch.store.shards import Shard, at_work, shard_counts
 from starsearch.store.versions import active_version
 from tasks.artifacts import counts_table, progress_artifact
+from tasks.retries import may_pass
 
 SHARD = "digest/shard"
 POD_PENDING = "InfrastructurePending"  # the state of a run whose pod is there and does not run yet
@@ -44,7 +45,7 @@ async def digest_due(*, backfill: bool = False) -> Counts:
     return await dispatch_shards(BACKFILL, None) if backfill else await dispatch_shards(LIVE, LIVE_SECONDS)
 
 
-@task(name="digest", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="digest", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def digest_here() -> Counts:
     """Everything due, sharing it by leases with whoever else digests."""
     async with _recorded() as (settings, store, run):
@@ -92,7 +93,7 @@ async def _digest(settings: Settings, store: Store, run: Run, allowance: Allowan
         )
 
 
-@task(name="dispatch", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="dispatch", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def dispatch_shards(priority: int, seconds: float | None) -> Counts:
     """Start shards until nothing of that priority is due; returns what they did. Cancelled with it, they stop too: they are subflows.
 

@@ -30,6 +30,7 @@ from starsearch.store.leases import release_dead
 from starsearch.store.presence import absent, forget_old_runs
 from starsearch.store.repository_leases import release_dead_sweeps
 from tasks.artifacts import values_table
+from tasks.retries import may_pass
 
 # How long a run may be in a state without being at work: a Pending one waits for its Job's image, a Running one for its database.
 PATIENCE = {
@@ -45,7 +46,7 @@ LONGEST_REASON = 600
 log = logging.getLogger(__name__)
 
 
-@task(name="reap-runs", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="reap-runs", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def reap_runs() -> int:
     """End the runs that Prefect takes for alive and that are not at work, so that their deployment's place is free. Returns how many.
 
@@ -136,7 +137,7 @@ async def _cluster() -> AsyncIterator[kubernetes.ApiClient]:
         yield api
 
 
-@task(name="reap-leases", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="reap-leases", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def reap_leases() -> dict[str, int]:
     """Hand back what dead processes leased. Whoever digests or crawls does it too; this is for when nobody does."""
     async with open_store(read_settings()) as store:

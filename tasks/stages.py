@@ -40,12 +40,13 @@ from starsearch.store.tallies import forget_old_measurements, reconcile
 from starsearch.store.versions import active_version
 from tasks.artifacts import counts_table, progress_artifact, values_table
 from tasks.explanations import explain_price, explain_reprocess_price
+from tasks.retries import may_pass
 
 log = logging.getLogger(__name__)
 Crawled = tuple[Counts, dict[str, str], Usage | None]
 
 
-@task(name="prepare", retries=2, retry_delay_seconds=5, cache_policy=NO_CACHE)
+@task(name="prepare", retries=2, retry_delay_seconds=5, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def prepare() -> None:
     """Start the database where it is ours to start, and bring its schema up to date."""
     async with open_store(read_settings()):
@@ -60,7 +61,7 @@ async def prepared() -> AsyncIterator[None]:
         yield
 
 
-@task(name="rank", retries=1, retry_delay_seconds=60, timeout_seconds=3_000, cache_policy=NO_CACHE)
+@task(name="rank", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, timeout_seconds=3_000, cache_policy=NO_CACHE)
 async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | float]:
     """Follow the repositories with the most stars; the list is replaced as a whole or not at all."""
     settings = read_settings()
@@ -81,7 +82,7 @@ async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | 
     return counts
 
 
-@task(name="fetch", retries=1, retry_delay_seconds=10, timeout_seconds=3_000, cache_policy=NO_CACHE)
+@task(name="fetch", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, timeout_seconds=3_000, cache_policy=NO_CACHE)
 async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -> Crawled:
     """Store what changed in the named repositories, else in those of STARSEARCH_REPOSITORIES, else in the followed list.
 
@@ -101,7 +102,7 @@ async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -
     return run.counts, failed, run.github
 
 
-@task(name="ingest", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="ingest", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def ingest_file(path: Path) -> Counts:
     """Store the items of one JSON Lines file."""
     async with open_store(read_settings()) as store, recorded_run(store, "ingest") as run:
@@ -109,7 +110,7 @@ async def ingest_file(path: Path) -> Counts:
     return run.counts
 
 
-@task(name="check-store", retries=1, retry_delay_seconds=60, cache_policy=NO_CACHE)
+@task(name="check-store", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def check_store() -> dict[str, int]:
     """Count every item and correct the kept counts, go on with purges that died, make due what was forgotten."""
     async with open_store(read_settings()) as store:
@@ -139,7 +140,14 @@ async def monitor_recall(questions: int) -> dict[str, float]:
             return {}
 
 
-@task(name="check-open-items", retries=1, retry_delay_seconds=10, timeout_seconds=6 * 3_600, cache_policy=NO_CACHE)
+@task(
+    name="check-open-items",
+    retries=1,
+    retry_delay_seconds=10,
+    retry_condition_fn=may_pass,
+    timeout_seconds=6 * 3_600,
+    cache_policy=NO_CACHE,
+)
 async def check_open_items(items: int) -> dict[str, int]:
     """Look at the next stored open items: are they still there, with the comments that we know?"""
     settings = read_settings()
@@ -172,7 +180,7 @@ async def agree_to_version(limits: Limits) -> None:
         limits.check(told["items"], told["cost_usd"])
 
 
-@task(name="build-version", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(name="build-version", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def build_version() -> tuple[Counts, str]:
     """Build it beside the version that serves; returns what was done, and its name."""
     settings = read_settings()
@@ -194,7 +202,7 @@ async def activate_version(version: str, questions: str | None, margin: float) -
         return (await activate(settings, store, run, name=version, questions=path, margin=margin)).as_dict()
 
 
-@task(name="price", retries=1, retry_delay_seconds=60, timeout_seconds=3_000, cache_policy=NO_CACHE)
+@task(name="price", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, timeout_seconds=3_000, cache_policy=NO_CACHE)
 async def price_range(request: Request) -> dict[str, Any]:
     """What reading a range of history would cost; nothing is read."""
     settings = read_settings()
@@ -213,7 +221,7 @@ async def agree(request: Request, limits: Limits, *, digested: bool) -> None:
         check_price(request, limits, items=told["items"], usd=usd, hours=told["github_hours"])
 
 
-@task(name="backfill", retries=1, retry_delay_seconds=60, cache_policy=NO_CACHE)
+@task(name="backfill", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def read_range(request: Request) -> Crawled:
     """Store the items of a range of history. It may take days: a backfill sits out the hour when its share of the points is spent."""
     settings = read_settings()
