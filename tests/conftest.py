@@ -71,15 +71,16 @@ def template(server: postgres.EmbeddedPostgres) -> str:
 
 @pytest.fixture
 def empty_dsn(server: postgres.EmbeddedPostgres) -> Iterator[str]:
-    yield from _database(server, "template1")
+    yield from cloned(server, "template1")
 
 
 @pytest.fixture
 def dsn(server: postgres.EmbeddedPostgres, template: str) -> Iterator[str]:
-    yield from _database(server, template)
+    yield from cloned(server, template)
 
 
-def _database(server: postgres.EmbeddedPostgres, template: str) -> Iterator[str]:
+def cloned(server: postgres.EmbeddedPostgres, template: str) -> Iterator[str]:
+    """The address of a copy of a database, gone after its use."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.place.dsn("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")

@@ -1,52 +1,73 @@
 """Every hot statement outside search reads by index, however large the tables are: what EXPLAIN says at some thousands of rows."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 from pgvector import HalfVector
 from psycopg.types.json import Json
 
 from starsearch.models import HASH_RECIPE, IndexVersion
 from starsearch.store import leases, repository_leases, sweeps, tallies
+from starsearch.store.database import open_database
 from starsearch.store.statements import statement
 from starsearch.store.versions import ensure_version
+from tests.conftest import cloned
 
 # with fewer, a sequential scan of these narrow rows is rightly cheaper and the tests would prove nothing
 ITEMS, REPOSITORIES = 6_000, 3_000
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
+FILLED = "starsearch_filled"
+
+
+@pytest.fixture(scope="module")
+def filled(server, template):
+    """A database that is filled once and cloned for each test."""
+    with psycopg.connect(server.place.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {FILLED} TEMPLATE {template}")
+    asyncio.run(fill(server.place.dsn(FILLED)))
+    return FILLED
+
+
 @pytest.fixture
-async def filled(store):
-    version = await ensure_version(store.pool, IndexVersion("stub", "", 4, "recipe", "stub", "v1"))
-    async with store.pool.connection() as connection:
-        await connection.execute(
-            "INSERT INTO repository (full_name, node_id, followed) SELECT 'o/r' || n, 'R_' || n, true FROM generate_series(1, %s) AS n",
-            [REPOSITORIES],
-        )
-        await connection.execute(
-            "INSERT INTO item (repository_id, number, node_id, stored_at, type, state, title, content_hash) "
-            "SELECT 1 + n %% %s, n, 'I_' || n, now(), 'issue', 'open', 'Title', sha256(n::text::bytea) FROM generate_series(1, %s) AS n",
-            [REPOSITORIES, ITEMS],
-        )
-        await connection.execute(
-            "INSERT INTO summary (key, text, source, model, prompt_version, prompt_tokens, completion_tokens) "
-            "SELECT content_hash, title, 'model', 'stub', 'v1', 0, 0 FROM item"
-        )
-        await connection.execute(
-            "INSERT INTO digest (version_id, item_id, partition_at, content_hash, summary_key, embedding) "
-            "SELECT %s, id, partition_at, content_hash, content_hash, %s FROM item WHERE id %% 2 = 0",
-            [version.id, HalfVector([1, 0, 0, 0])],
-        )
-    await leases.find_due(store.pool)
-    await tallies.fold(store.pool)
-    async with store.pool.connection() as connection:
-        await connection.execute("INSERT INTO tally_dirty VALUES (3), (4)")
-        await connection.commit()
-        await connection.set_autocommit(True)
-        await connection.execute("VACUUM ANALYZE")
-        await connection.set_autocommit(False)
+def dsn(server, filled):
+    yield from cloned(server, filled)
+
+
+async def fill(dsn):
+    async with open_database(dsn) as pool:
+        version = await ensure_version(pool, IndexVersion("stub", "", 4, "recipe", "stub", "v1"))
+        async with pool.connection() as connection:
+            await connection.execute(
+                "INSERT INTO repository (full_name, node_id, followed) SELECT 'o/r' || n, 'R_' || n, true FROM generate_series(1, %s) AS n",
+                [REPOSITORIES],
+            )
+            await connection.execute(
+                "INSERT INTO item (repository_id, number, node_id, stored_at, type, state, title, content_hash) "
+                "SELECT 1 + n %% %s, n, 'I_' || n, now(), 'issue', 'open', 'Title', sha256(n::text::bytea) FROM generate_series(1, %s) AS n",
+                [REPOSITORIES, ITEMS],
+            )
+            await connection.execute(
+                "INSERT INTO summary (key, text, source, model, prompt_version, prompt_tokens, completion_tokens) "
+                "SELECT content_hash, title, 'model', 'stub', 'v1', 0, 0 FROM item"
+            )
+            await connection.execute(
+                "INSERT INTO digest (version_id, item_id, partition_at, content_hash, summary_key, embedding) "
+                "SELECT %s, id, partition_at, content_hash, content_hash, %s FROM item WHERE id %% 2 = 0",
+                [version.id, HalfVector([1, 0, 0, 0])],
+            )
+        await leases.find_due(pool)
+        await tallies.fold(pool)
+        async with pool.connection() as connection:
+            await connection.execute("INSERT INTO tally_dirty VALUES (3), (4)")
+            await connection.commit()
+            await connection.set_autocommit(True)
+            await connection.execute("VACUUM ANALYZE")
+            await connection.set_autocommit(False)
 
 
 class Recorder:
@@ -107,18 +128,18 @@ SWEEPER = {"host": "github.com", "worker": 1, "began": NOW, "now": NOW, "since":
         ("to_sweep", {"host": "github.com", "since": NOW, "nodes": ["R_1", "R_2"]}),
     ],
 )
-async def test_statements_of_crawl_and_ingest(store, filled, name, parameters):
+async def test_statements_of_crawl_and_ingest(store, name, parameters):
     assert not scanned(await plan(store, statement(name), parameters)) & LARGE
 
 
-async def test_a_claim_takes_the_next_batch_from_the_index(store, filled):
+async def test_a_claim_takes_the_next_batch_from_the_index(store):
     parameters = {"version": 1, "priority": 0, "size": 64, "worker": 1, "lease": leases.LEASE}
     text = await plan(store, leases.CLAIM, parameters)
     assert "due_next" in text
     assert re.findall(r"Sort Key: (.*)", text) == ["item.id"]  # of what was leased; what is due comes sorted
 
 
-async def test_what_a_sweep_tells_and_how_far_it_got(store, filled):
+async def test_what_a_sweep_tells_and_how_far_it_got(store):
     from starsearch.models import SeenItem
 
     ran = await told(lambda recorder: sweeps.record_seen(recorder, [(1, SeenItem("I_9", 9, "issue", NOW))]))
@@ -130,11 +151,11 @@ async def test_what_a_sweep_tells_and_how_far_it_got(store, filled):
             assert not scanned(await plan(store, query, parameters)) & LARGE, query
 
 
-async def test_finding_what_was_forgotten_looks_at_the_blocks_that_miss_something(store, filled):
+async def test_finding_what_was_forgotten_looks_at_the_blocks_that_miss_something(store):
     assert not scanned(await plan(store, statement("forgotten"))) & LARGE
 
 
-async def test_status_reads_counts_and_the_blocks_that_changed(store, filled):
+async def test_status_reads_counts_and_the_blocks_that_changed(store):
     for query, parameters in (
         (tallies.COUNTS, None),
         (statement("gap_items"), {"versions": [0, 1], "repositories": 5, "examples": 3, "blocks": 400}),
