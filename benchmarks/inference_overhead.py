@@ -88,13 +88,8 @@ def duplicate_requests() -> list[Figure]:
     """Three processes of two workers meet 1,000 equal items at the same time."""
     with open_engine() as settings:
         asyncio.run(_duplicates(settings))
-        environment = os.environ | {
-            "STARSEARCH_HOME": str(settings.home),
-            "STARSEARCH_LLM_BASE_URL": str(settings.llm_base_url),
-            "STARSEARCH_EMBEDDING_BASE_URL": str(settings.embedding_base_url),
-        }
         command = [sys.executable, "-m", "starsearch.cli", "digest", "--json"]
-        processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
+        processes = [subprocess.Popen(command, env=environment_of(settings), stdout=subprocess.PIPE) for _ in range(PROCESSES)]
         digested = [json.loads(process.communicate()[0])["embedded"] for process in processes]
         if any(process.returncode for process in processes):
             raise AssertionError("not every process digested")
@@ -225,6 +220,12 @@ def open_engine(*, seconds: float = 0.0, titles: bool = False) -> Iterator[Setti
 
 def settings_of(home: Path, url: str) -> Settings:
     return Settings(_env_file=None, home=home, llm_base_url=url, llm_model=MODEL, embedding_base_url=url, embedding_model=MODEL)
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The same for a command."""
+    names = ("home", "llm_base_url", "llm_model", "embedding_base_url", "embedding_model")
+    return os.environ | {f"STARSEARCH_{name.upper()}": str(getattr(settings, name)) for name in names}
 
 
 def _answers(url: str) -> bool:

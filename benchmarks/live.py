@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.inference_overhead import fill, open_engine
+from benchmarks.inference_overhead import environment_of, fill, open_engine
 from benchmarks.measure import Figure, ask
 from starsearch.embedded import postgres
 from starsearch.settings import Settings
@@ -37,7 +37,7 @@ WHERE r.full_name = 'live/items' AND d.version_id = v.id AND d.item_id = i.id AN
 
 
 def beside_a_backfill() -> list[Figure]:
-    with open_engine(seconds=ENGINE_SECONDS) as settings, _database(settings.home) as dsn:
+    with open_engine(seconds=ENGINE_SECONDS) as settings, database_in(settings.home) as dsn:
         _searchable_after(settings, dsn, LIVE * 2)  # the schema, and what is read from disk once
         idle = [_searchable_after(settings, dsn, n) for n in range(LIVE)]
         asyncio.run(_backfill(settings))
@@ -91,7 +91,7 @@ def _until(dsn: str, query: str, *, above: int) -> int:
 
 
 @contextmanager
-def _database(home: Path) -> Iterator[str]:
+def database_in(home: Path) -> Iterator[str]:
     server = postgres.start(home)
     try:
         yield server.dsn
@@ -101,9 +101,9 @@ def _database(home: Path) -> Iterator[str]:
 
 @contextmanager
 def _command(settings: Settings, *arguments: str) -> Iterator[None]:
-    names = ("home", "llm_base_url", "llm_model", "embedding_base_url", "embedding_model")
-    environment = os.environ | {f"STARSEARCH_{name.upper()}": str(getattr(settings, name)) for name in names}
-    process = subprocess.Popen([sys.executable, "-m", "starsearch.cli", *arguments], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "starsearch.cli", *arguments], env=environment_of(settings), stdout=subprocess.DEVNULL
+    )
     try:
         yield
     finally:

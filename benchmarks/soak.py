@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,11 +25,11 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from benchmarks.inference_overhead import TEXT, open_engine, settings_of
+from benchmarks.inference_overhead import TEXT, environment_of, open_engine, settings_of
+from benchmarks.live import database_in
 from benchmarks.measure import ask
 from benchmarks.plots import small_plots
 from starsearch.audit import read_status
-from starsearch.embedded import postgres
 from starsearch.engines import open_engines
 from starsearch.jsonl import read_chunks
 from starsearch.models import Chunk, Item, parse_item
@@ -46,6 +45,7 @@ ROUND, CHUNK, CHANGED, REPOSITORIES = 5_000, 500, 10, 1_000  # every tenth item 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 ASK_SECONDS = 1.0
 WARM = 0.2  # of the rounds: caches fill, and the first plans are made
+ENOUGH = 10  # rounds
 GROWTH = 1.1  # the last tenth of the rounds beside the first tenth after those
 SIZE, CONNECTIONS = (
     "SELECT pg_database_size(current_database())",
@@ -86,7 +86,7 @@ class Asked:
 
 def main(items: int = 1_000_000) -> int:
     print(f"texts: {'of the real items' if REAL.exists() else 'one, over and over: ../shared/data is not there'}", flush=True)
-    with open_engine(titles=True) as settings, _database(settings.home) as dsn:
+    with open_engine(titles=True) as settings, database_in(settings.home) as dsn:
         asyncio.run(_prepare(settings))
         rounds = [*_rounds(settings, dsn, items)]
         complete = asyncio.run(_complete(settings))
@@ -94,15 +94,6 @@ def main(items: int = 1_000_000) -> int:
     for what, holds in verdicts.items():
         print(f"{'holds ' if holds else 'MISSED'} {what}")
     return 0 if all(verdicts.values()) else 1
-
-
-@contextmanager
-def _database(home: Path) -> Iterator[str]:
-    server = postgres.start(home)
-    try:
-        yield server.dsn
-    finally:
-        server.close()
 
 
 async def _prepare(settings: Settings) -> None:
@@ -145,11 +136,9 @@ def _rounds(settings: Settings, dsn: str, items: int) -> Iterator[Round]:
 @contextmanager
 def _serving(settings: Settings) -> Iterator[tuple[str, psutil.Process]]:
     port = free_port()
-    names = ("home", "llm_base_url", "llm_model", "embedding_base_url", "embedding_model")
-    environment = os.environ | {f"STARSEARCH_{name.upper()}": str(getattr(settings, name)) for name in names}
     command = [sys.executable, "-m", "starsearch.cli", "serve", "--port", str(port)]
     with (settings.home / "serve.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment_of(settings), stdout=log, stderr=log)
         with running(process, f"http://127.0.0.1:{port}/healthz"):
             yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
 
@@ -241,7 +230,7 @@ def _verdicts(rounds: Sequence[Round]) -> dict[str, bool]:
     """Each figure at the end beside what it was after the warm-up; the database by its megabytes for a thousand items."""
     tenth, warm = max(len(rounds) // 10, 1), int(len(rounds) * WARM)
     early, late = rounds[warm : warm + tenth], rounds[-tenth:]
-    verdicts = {}
+    verdicts = {f"{len(rounds)} rounds: with fewer than {ENOUGH} nothing is told of growth": len(rounds) >= ENOUGH}
     for name in ("runner_mb", "runner_files", "server_mb", "server_files", "connections"):
         before, after = (max(getattr(each, name) for each in some) for some in (early, late))
         verdicts[f"{name}: {before:,.0f} after the warm-up, {after:,.0f} at the end"] = after <= before * GROWTH

@@ -101,7 +101,7 @@ class Orchestration:
             found = self._ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": LOOKS_ALIVE}}}})
             if found is not None:
                 return list(found)
-            time.sleep(1)
+            time.sleep(1)  # asking costs a busy server, too
         raise TimeoutError(f"Prefect's server has not answered for {ANSWER_SECONDS:.0f} s; its log is in {self.folder}")
 
     def processes(self) -> list[tuple[str, psutil.Process]]:

@@ -38,10 +38,10 @@ class Quota:
     resets_at: datetime | None = None
 
     def read(self, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(ValueError, KeyError, OverflowError, OSError):
-            self.limit = int(headers["x-ratelimit-limit"])
-            self.remaining = int(headers["x-ratelimit-remaining"])
-            self.resets_at = datetime.fromtimestamp(int(headers["x-ratelimit-reset"]), UTC)
+        with contextlib.suppress(ValueError, KeyError, OverflowError, OSError):  # all three or none: they are told together
+            remaining = int(headers["x-ratelimit-remaining"])
+            limit, reset = (int(headers.get(f"x-ratelimit-{name}", 0)) for name in ("limit", "reset"))
+            self.limit, self.remaining, self.resets_at = limit, remaining, datetime.fromtimestamp(reset, UTC)
 
     def __str__(self) -> str:
         if self.remaining is None:

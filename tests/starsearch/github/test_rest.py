@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from starsearch.errors import RateLimited, SourceUnavailable, StarsearchError
-from starsearch.github.rest import OVERLAP, TRIES, open_source
+from starsearch.github.rest import OVERLAP, TRIES, Quota, open_source
 from starsearch.models import Checkpoint, Chunk
 
 BASE = "https://api.github.com"
@@ -391,3 +391,10 @@ async def test_a_real_page_becomes_items(shared_data):
     assert sum(item.type == "pull_request" for item in chunk.items) == 25
     assert all(item.state == "merged" for item in chunk.items if item.merged_at)
     assert chunk.checkpoint.high_water == datetime(2023, 2, 21, 10, 10, 32, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("reset", ["soon", "9" * 30])
+def test_a_quota_that_cannot_be_read_is_not_read_by_half(reset):
+    quota = Quota()
+    quota.read({"x-ratelimit-limit": "60", "x-ratelimit-remaining": "42", "x-ratelimit-reset": reset})
+    assert str(quota) == "GitHub did not say how many requests are left"
