@@ -29,6 +29,7 @@ from benchmarks import (
     web,
 )
 from benchmarks.measure import Benchmark, Figure
+from tests.processes import exit_on_sigterm
 
 BENCHMARKS: dict[str, Benchmark] = {
     "embedded.embeddings_per_second": embedded.embeddings_per_second,
@@ -67,6 +68,7 @@ def main(prefix: str = "") -> int:
     if not chosen:
         print(f"no benchmark begins with {prefix!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
+    exit_on_sigterm()
     table = Table(Column("figure", no_wrap=True), "value", "target", "holds", "seconds")
     rows = []
     for name, run in chosen.items():

@@ -34,7 +34,7 @@ from starsearch.models import RepositoryFacts
 from starsearch.settings import Settings
 from starsearch.store.database import open_database
 from starsearch.store.rankings import refresh_ranking
-from tests.processes import free_port
+from tests.processes import exit_on_sigterm, free_port
 from tests.standin.control import Control
 from tests.standin.oracle import compare
 
@@ -67,6 +67,7 @@ class Hour:
 
 
 def main(hours: int = 24) -> int:
+    exit_on_sigterm()
     skew = ["--stars-csv", str(LIST)] if LIST.exists() else []
     print(f"stars and activity: {'of the real list' if skew else 'invented, ../shared/data is not there'}", flush=True)
     world = ("--repositories", str(REPOSITORIES), "--items-each", str(ITEMS_EACH), "--latency-seconds", str(LATENCY_SECONDS), *skew)

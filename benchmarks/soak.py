@@ -37,7 +37,7 @@ from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.settings import Settings
 from starsearch.storage import open_store
 from starsearch.store.versions import ensure_version
-from tests.processes import free_port, running
+from tests.processes import exit_on_sigterm, free_port, running
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT / ".." / "shared" / "data" / "items.jsonl.gz"
@@ -85,6 +85,7 @@ class Asked:
 
 
 def main(items: int = 1_000_000) -> int:
+    exit_on_sigterm()
     print(f"texts: {'of the real items' if REAL.exists() else 'one, over and over: ../shared/data is not there'}", flush=True)
     with open_engine(titles=True) as settings, database_in(settings.home) as dsn:
         asyncio.run(_prepare(settings))

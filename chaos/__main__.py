@@ -2,7 +2,6 @@
 wrong, and how to see it again."""
 
 import argparse
-import signal
 import sys
 import time
 
@@ -10,6 +9,7 @@ from chaos.faults import MEAN_GAP_SECONDS, schedule
 from chaos.plants import PLANTS, statement
 from chaos.proof import complete, prove
 from chaos.system import END_SECONDS, System, wait_until
+from tests.processes import exit_on_sigterm
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     system = System(given.seed or int(time.time()) % 100_000, given.items)
     print(f"seed {system.seed}, {given.minutes:g} minutes, about {given.items} items; everything in {system.home}", flush=True)
     clean = False
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything is taken down then, too
+    exit_on_sigterm()
     try:
         system.up()
         if system.disk.reason:

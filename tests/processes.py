@@ -1,6 +1,7 @@
 """Commands of ours that serve, as processes of their own on free ports."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def exit_on_sigterm() -> None:
+    """What this process started is taken down then, too: SIGTERM unwinds it as an exit does, with the code that shells give to it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @contextmanager
