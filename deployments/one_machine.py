@@ -36,6 +36,8 @@ BUSY_SECONDS = 60.0
 SERVER_SETTINGS = quiet.DEFAULTS | {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite: "database is locked" after 10 s on a busy machine
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that one asks amplitude.com for its settings from the browser, whatever the server says
+    # Which run has a deployment's one place. In memory, the default, a restart forgets it, which ends the crawl under way.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # Of its CPU a quarter: what runs tell is recorded by the batch, at most 5 s late, not each event in a transaction of its own; and what
     # is found by looking every 5 s (late, paused and cancelled runs) is not that urgent here.
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",

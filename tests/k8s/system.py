@@ -10,12 +10,13 @@ import gzip
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,18 +194,16 @@ class System:
         runs = {str(run.id) for run in self.runs(flow)}
         return [job for job in self.cluster.get("jobs", NAMESPACE) if job["metadata"]["labels"].get("prefect.io/flow-run-id") in runs]
 
-    def process_of(self, flow_run: UUID) -> int:
-        """The first process of a flow run's pod."""
+    def kill_pod(self, flow_run: UUID) -> None:
+        """kill -9 of all its processes, as a container's end is: the flow runs in a session of its own, and would outlive its pod here."""
         wanted = f"PREFECT__FLOW_RUN_ID={flow_run}".encode()
-        found = []
+        killed = []
         for process in Path("/proc").glob("[0-9]*"):
-            try:
+            with suppress(OSError):
                 if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-            except OSError:
-                continue
-        assert found, f"no process of flow run {flow_run}"
-        return os.getpgid(min(found))
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed.append(process.name)
+        assert killed, f"no process of flow run {flow_run}"
 
 
 @contextmanager
@@ -232,7 +231,8 @@ def running_system(folder: Path, home: Path, server: postgres.EmbeddedPostgres, 
             "PREFECT_SERVER_API_AUTH_STRING": login,
             "PREFECT_API_AUTH_STRING": login,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            **_told_to_workers(),
+            **_told_by("prefect-server", "PREFECT_SERVER_"),
+            **_told_by("prefect-worker-shards", "PREFECT_INTEGRATIONS_"),
             "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_SECONDS),
             "DO_NOT_TRACK": "1",
             "STARSEARCH_HOME": str(home),
@@ -257,11 +257,11 @@ def _real_items(folder: Path, number: int) -> Path:
     return some
 
 
-def _told_to_workers() -> dict[str, str]:
-    """How they use the cluster, as the manifest of one says."""
-    worker = next(each for each in read(rendered("base")) if each["metadata"]["name"] == "prefect-worker-shards")
-    told = worker["spec"]["template"]["spec"]["containers"][0]["env"]
-    return {each["name"]: each["value"] for each in told if each["name"].startswith("PREFECT_INTEGRATIONS_")}
+def _told_by(name: str, prefix: str) -> dict[str, str]:
+    """The settings of that kind in the manifest of that Deployment, secrets apart."""
+    [deployment] = (each for each in read(rendered("base")) if each["kind"] == "Deployment" and each["metadata"]["name"] == name)
+    told = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {each["name"]: each["value"] for each in told if each["name"].startswith(prefix) and "value" in each}
 
 
 def _settings(github: StandIn, home: Path) -> dict[str, str]:

@@ -187,9 +187,10 @@ def test_the_prefect_server_of_a_cluster_does_what_that_of_one_machine_does():
     [server] = read((K8S / "base/prefect-server/deployment.yaml").read_text())
     [container] = server["spec"]["template"]["spec"]["containers"]
     there = {variable["name"]: variable.get("value") for variable in container["env"]}
-    services = {name: value for name, value in SERVER_SETTINGS.items() if name.startswith("PREFECT_SERVER_SERVICES_")}
-    assert {name: there.get(name) for name in services} == services
-    assert services.keys() <= get_current_settings().to_environment_variables(exclude_unset=False).keys()
+    both = ("PREFECT_SERVER_SERVICES_", "PREFECT_SERVER_CONCURRENCY_")
+    shared = {name: value for name, value in SERVER_SETTINGS.items() if name.startswith(both)}
+    assert {name: there.get(name) for name in shared} == shared
+    assert shared.keys() <= get_current_settings().to_environment_variables(exclude_unset=False).keys()
 
 
 @needs_kubectl
