@@ -122,6 +122,7 @@ def _hour(machine: Machine, control: Control, number: int) -> Hour:
     digests, wal = ask(machine.dsn, SEARCHABLE), ask(machine.dsn, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
     with roles.watched() as peaks:
         cost = machine.measure(lambda: machine.run("crawl/hourly"))
+    cpu = roles.spent()  # before everything is looked at
     seen = control.counters()
     hour = Hour(
         number,
@@ -131,7 +132,7 @@ def _hour(machine: Machine, control: Control, number: int) -> Hour:
         int(seen["all_points"]),
         int(seen["all_requests"]),
         round(cost.seconds, 1),
-        roles.spent(),
+        cpu,
         round(peaks["job"], 1),
         round(peaks["worker"], 1),
         round(ask(machine.dsn, "SELECT pg_database_size(current_database())") / 2**20, 1),

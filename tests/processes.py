@@ -21,8 +21,13 @@ def free_port() -> int:
 
 
 def exit_on_sigterm() -> None:
-    """What this process started is taken down then, too: SIGTERM unwinds it as an exit does, with the code that shells give to it."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """What this process started is taken down then, too: SIGTERM unwinds it as an exit does; a second one does not disturb that."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)  # as shells tell it
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager
