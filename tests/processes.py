@@ -24,7 +24,7 @@ def exit_on_sigterm() -> None:
     """What this process started is taken down then, too: SIGTERM unwinds it as an exit does; a second one does not disturb that."""
 
     def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which what is started now would inherit
         sys.exit(128 + signal.SIGTERM)  # as shells tell it
 
     signal.signal(signal.SIGTERM, end)
