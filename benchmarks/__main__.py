@@ -1,6 +1,7 @@
 """Run the benchmarks whose figures begin with the given prefix (default: all): python -m benchmarks [prefix].
 
-Prints a table and writes build/bench.json. A figure that misses its target is printed as missing it; exit code 1 then.
+Prints how fast this machine is now, then a table, and writes build/bench.json. A figure that misses its target is printed as missing
+it; exit code 1 then.
 """
 
 import json
@@ -28,7 +29,7 @@ from benchmarks import (
     swap,
     web,
 )
-from benchmarks.measure import Benchmark, Figure
+from benchmarks.measure import Benchmark, Figure, yardstick
 from tests.processes import exit_on_sigterm
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -69,6 +70,7 @@ def main(prefix: str = "") -> int:
         print(f"no benchmark begins with {prefix!r}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     exit_on_sigterm()
+    print(f"yardstick: ten million rounds of s += i * i take {yardstick():.2f} s of CPU now", flush=True)
     table = Table(Column("figure", no_wrap=True), "value", "target", "holds", "seconds")
     rows = []
     for name, run in chosen.items():

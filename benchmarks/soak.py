@@ -213,6 +213,7 @@ def _item(number: int, text: Item) -> Item:
             "database_id": None,
             "created_at": BEGAN + timedelta(seconds=place),
             "updated_at": BEGAN + timedelta(days=60, seconds=number),
+            "excerpt": False,  # an excerpt would not take the place of the whole text that it changes
         }
     )
 
