@@ -64,6 +64,12 @@ class World:
         random = np.random.default_rng(seed)
         return self._vectors(random.choice(TOPICS, number, p=self.topic_share), random)
 
+    def vector_of(self, seed: int) -> Vectors:
+        """One of a topic that is drawn too; the same for a seed every time. Shape (384,)."""
+        random = np.random.default_rng(seed)
+        drawn: Vectors = self._vectors(random.choice(TOPICS, 1, p=self.topic_share), random)[0]
+        return drawn
+
     def _vectors(self, topics: NDArray[np.int64], random: np.random.Generator) -> Vectors:
         latent = self.topics[topics] + 0.5 * random.normal(size=(len(topics), LATENT))
         vectors = latent @ self.projection + self.bias + 0.15 * random.normal(size=(len(topics), DIMENSIONS))

@@ -11,7 +11,7 @@ WITH dirty AS MATERIALIZED (
   UNION SELECT block FROM dirty
 ), found AS (
   SELECT s.version_id, s.state, s.id FROM open CROSS JOIN LATERAL (
-    SELECT version_id, state, id FROM item_state WHERE id BETWEEN open.block * 128 AND open.block * 128 + 127 OFFSET 0
+    SELECT version_id, state, id FROM item_state WHERE id = ANY (ids_of(open.block)) OFFSET 0
   ) AS s
   WHERE s.version_id = ANY (%(versions)s::smallint[]) AND s.state NOT IN ('stored', 'digested', 'due', 'dead', 'unfetchable')
 ), named AS (

@@ -29,10 +29,15 @@ SELECT version_id, state, sum(items)::bigint AS items FROM (
   SELECT version_id, state, items FROM tally WHERE block NOT IN (SELECT block FROM dirty)
   UNION ALL
   SELECT s.version_id, s.state, s.items FROM dirty CROSS JOIN LATERAL (
-    SELECT version_id, state, count(*) AS items FROM item_state
-    WHERE id BETWEEN dirty.block * 128 AND dirty.block * 128 + 127 GROUP BY 1, 2
+    SELECT version_id, state, count(*) AS items FROM item_state WHERE id = ANY (ids_of(dirty.block)) GROUP BY 1, 2
   ) AS s
 ) AS every_block GROUP BY 1, 2
+"""
+RECOUNT = """
+INSERT INTO tally (block, version_id, state, items)
+SELECT b.block, s.version_id, s.state, s.items FROM unnest(%s::bigint[]) AS b (block) CROSS JOIN LATERAL (
+  SELECT version_id, state, count(*) AS items FROM item_state WHERE id = ANY (ids_of(b.block)) GROUP BY 1, 2
+) AS s
 """
 Counted = dict[tuple[int, str], int]  # (version id, 0 for none; state): items
 
@@ -74,13 +79,7 @@ async def _fold(connection: AsyncConnection) -> int:
     blocks = sorted({block for (block,) in await cursor.fetchall()})
     if blocks:
         await connection.execute("DELETE FROM tally WHERE block = ANY (%s)", [blocks])
-        await connection.execute(
-            "INSERT INTO tally (block, version_id, state, items) "
-            "SELECT b.block, s.version_id, s.state, s.items FROM unnest(%s::bigint[]) AS b (block) CROSS JOIN LATERAL ("
-            "SELECT version_id, state, count(*) AS items FROM item_state "
-            "WHERE id BETWEEN b.block * 128 AND b.block * 128 + 127 GROUP BY 1, 2) AS s",
-            [blocks],
-        )
+        await connection.execute(RECOUNT, [blocks])
     return len(blocks)
 
 

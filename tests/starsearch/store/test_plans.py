@@ -17,7 +17,7 @@ from starsearch.store.versions import ensure_version
 from tests.conftest import cloned
 
 # with fewer, a sequential scan of these narrow rows is rightly cheaper and the tests would prove nothing
-ITEMS, REPOSITORIES = 6_000, 3_000
+ITEMS, REPOSITORIES, MANY = 20_000, 3_000, 5_000
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
@@ -66,7 +66,8 @@ async def fill(dsn):
             await connection.execute("INSERT INTO tally_dirty VALUES (3), (4)")
             await connection.commit()
             await connection.set_autocommit(True)
-            await connection.execute("VACUUM ANALYZE")
+            # as autovacuum would, which leaves tables of a few rows alone
+            await connection.execute("VACUUM ANALYZE repository, item, summary, digest, due, tally")
             await connection.set_autocommit(False)
 
 
@@ -102,7 +103,14 @@ def scanned(text):
     return set(re.findall(r"Seq Scan on (\w+)", text))
 
 
+def read_whole(text):
+    """Tables of which most is read, be it through an index."""
+    scans = re.findall(r"Scan (?:using \w+ )?on (\w+)[^(]* \(cost=\S+ rows=(\d+)", text)
+    return scanned(text) | {table for table, number in scans if int(number) >= MANY}
+
+
 LARGE = {"item", "repository", "digest_v1", "summary", "due"}
+BY_BLOCK = {"item", "digest_v1", "summary"}
 ROW = {
     "repository_id": 1,
     "number": 7_001,
@@ -152,12 +160,13 @@ async def test_what_a_sweep_tells_and_how_far_it_got(store):
 
 
 async def test_finding_what_was_forgotten_looks_at_the_blocks_that_miss_something(store):
-    assert not scanned(await plan(store, statement("forgotten"))) & LARGE
+    assert not read_whole(await plan(store, statement("forgotten"))) & BY_BLOCK
 
 
 async def test_status_reads_counts_and_the_blocks_that_changed(store):
     for query, parameters in (
         (tallies.COUNTS, None),
+        (tallies.RECOUNT, [[3, 4]]),
         (statement("gap_items"), {"versions": [0, 1], "repositories": 5, "examples": 3, "blocks": 400}),
     ):
-        assert not scanned(await plan(store, query, parameters)) & (LARGE - {"repository"}), query
+        assert not read_whole(await plan(store, query, parameters)) & BY_BLOCK, query
