@@ -12,6 +12,7 @@ import base64
 import sys
 import zlib
 from collections import Counter
+from functools import cache
 
 import orjson
 import uvicorn
@@ -29,7 +30,6 @@ SUMMARY = "The server returns an error when it parses the config file after an u
 titles = False
 seconds = 0.0
 answered: Counter[str] = Counter()
-world = World()
 
 
 async def models(_: Request) -> Response:
@@ -49,11 +49,16 @@ async def chat(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     texts = orjson.loads(await request.body())["input"]
     answered["embeddings"] += 1
-    vectors = [world.vector_of(zlib.crc32(text.encode())) for text in texts]
+    vectors = [_world().vector_of(zlib.crc32(text.encode())) for text in texts]
     data = [{"object": "embedding", "index": n, "embedding": base64.b64encode(row.tobytes()).decode()} for n, row in enumerate(vectors)]
     return _json(
         {"object": "list", "model": MODEL, "data": data, "usage": {"prompt_tokens": 80 * len(texts), "total_tokens": 80 * len(texts)}}
     )
+
+
+@cache
+def _world() -> World:
+    return World()
 
 
 async def requests(_: Request) -> Response:
