@@ -71,14 +71,14 @@ def main(prefix: str = "") -> int:
         return 2
     exit_on_sigterm()
     print(f"yardstick: ten million rounds of s += i * i take {yardstick():.2f} s of CPU now", flush=True)
-    table = Table(Column("figure", no_wrap=True), "value", "target", "holds", "seconds")
+    table = Table("figure", Column("value", justify="right"), "target", "holds", Column("took", justify="right"), box=None)
     rows = []
     for name, run in chosen.items():
         started = time.monotonic()
         figures = run()
         seconds = time.monotonic() - started
         for figure in figures:
-            table.add_row(*cells(figure), f"{seconds:.0f}")
+            table.add_row(*cells(figure), f"{seconds:.0f} s")
             rows.append(vars(figure) | {"holds": figure.holds, "seconds": round(seconds, 1), "command": f"make bench BENCH={name}"})
     Console().print(table)
     REPORT.parent.mkdir(exist_ok=True)
@@ -87,8 +87,8 @@ def main(prefix: str = "") -> int:
 
 
 def cells(figure: Figure) -> list[str]:
-    target = f"{figure.comparison} {figure.target:g}"
-    return [figure.name, f"{figure.value:,.2f} {figure.unit}", target, "yes" if figure.holds else "MISSED"]
+    target = f"{figure.comparison} {figure.target:,}"
+    return [f"{figure.name}\n  {figure.unit}", f"{figure.value:,}", target, "yes" if figure.holds else "MISSED"]
 
 
 if __name__ == "__main__":
