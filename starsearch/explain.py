@@ -45,12 +45,12 @@ WHERE lower(r.full_name) = lower(%(repo)s) AND i.number = %(number)s AND r.host 
 """
 
 
-def parse_address(address: str) -> dict[str, Any] | None:
-    """An item's URL, or owner/name#number, to host, repo and number; None for anything else."""
+def parse_address(address: str, *, host: str) -> dict[str, Any] | None:
+    """An item's URL, or owner/name#number on `host`, to host, repo and number; None for anything else."""
     match = _URL.fullmatch(address.strip()) or _SHORT.fullmatch(address.strip())
     if not match:
         return None
-    return {"host": "github.com"} | match.groupdict() | {"number": int(match["number"])}
+    return {"host": host} | match.groupdict() | {"number": int(match["number"])}
 
 
 async def explain(pool: Pool, address: dict[str, Any]) -> dict[str, Any] | None:

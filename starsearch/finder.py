@@ -69,7 +69,7 @@ class Finder:
     async def like(self, address: str, *, filters: Filters = NO_FILTERS, limit: int = 10) -> Found:
         """The items nearest to one of ours (its GitHub URL, or owner/name#number), itself left out. Raises QueryUnusable, NotStored."""
         check_limit(limit)
-        item = parse_address(address)
+        item = parse_address(address, host=self.settings.github_host)
         if item is None:
             raise QueryUnusable(f"{address!r} is not a GitHub issue or pull request URL, nor owner/name#number")
         version = await self._serving()

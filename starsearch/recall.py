@@ -64,7 +64,7 @@ def found_of(hits: Sequence[Hit], exact: Sequence[float]) -> int:
 
 
 def _classes(url: str) -> dict[str, Filters]:
-    address = parse_address(url)
+    address = parse_address(url, host="github.com")  # a URL names its own
     of_repository = {"repository": Filters(repos=(address["repo"],))} if address else {}
     month = Filters(since=datetime.now(UTC) - timedelta(days=30))
     return {"no filter": Filters(), **of_repository, "30 days": month, "open issues": Filters(type="issue", state="open")}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from starsearch.brakes import NO_BUDGET, Brakes, Budget
 from starsearch.errors import PreconditionMissing
 from starsearch.settings import Settings
-from starsearch.store.database import Pool, connect, open_database
+from starsearch.store.database import Pool, connect, explained, open_database
 from starsearch.store.migrate import migrate
 from starsearch.store.reader import check_role, open_reader_pool
 
@@ -40,9 +40,14 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def database_address(settings: Settings) -> AsyncIterator[str]:
-    """Where the database is. Raises PreconditionMissing in a cluster that does not say: a database inside a Job would end with the Job."""
+    """Where the database is. Raises PreconditionMissing in a cluster that does not say: a database inside a Job would end with the Job.
+
+    What it refuses inside the block is raised as DatabaseUnavailable or DatabaseUnsuitable, with what to do.
+    """
     if settings.database_url:
-        yield settings.database_url.get_secret_value()
+        dsn = settings.database_url.get_secret_value()
+        with explained(dsn):
+            yield dsn
         return
     if settings.kubernetes_namespace:
         raise PreconditionMissing(
@@ -53,7 +58,8 @@ async def database_address(settings: Settings) -> AsyncIterator[str]:
 
     server = await asyncio.to_thread(postgres.start, settings.home)
     try:
-        yield server.dsn
+        with explained(server.dsn):
+            yield server.dsn
     finally:
         server.close()
 

@@ -270,7 +270,7 @@ async def test_cost_of_a_call_is_shared_by_the_items_it_was_for(store, row, json
     )
     assert shared == [(1, 5.0), (2, 5.0), (3, 10.0)]
     assert await one(store, "SELECT round(sum(prompt_tokens)) = (SELECT sum(prompt_tokens) FROM engine_call) FROM item_usage") == (True,)
-    explained = await explain(store.pool, parse_address("quillcap/marlframe#1"))
+    explained = await explain(store.pool, parse_address("quillcap/marlframe#1", host="github.com"))
     assert (explained["spent_requests"], explained["spent_tokens"]) == (pytest.approx(0.5 + 1 / 3), pytest.approx(7.5 + 1 / 3))
 
 

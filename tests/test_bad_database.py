@@ -142,6 +142,30 @@ def test_a_full_disk_is_told_as_one_and_leaves_whole_batches(starsearch, dsn, ro
     assert (rows(dsn, "digest"), rows(dsn, "dead_letter")) == (1, 0)
 
 
+@pytest.fixture
+def stranger(dsn):
+    """The address of a role that may connect, and nothing else."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        name = f"stranger_{os.getpid()}"
+        connection.execute(f"CREATE ROLE {name} LOGIN")
+        yield name
+        connection.execute(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["serve", "--port", "0"], ["status"]])
+@pytest.mark.parametrize("database", ["dsn", "empty_dsn"])
+def test_a_user_without_rights_is_told_so(request, starsearch, stranger, database, command):
+    address = make_conninfo(request.getfixturevalue(database), user=stranger)
+    refused(starsearch(*command, STARSEARCH_DATABASE_URL=address), "does not let this user do that", "docs/operations.md")
+
+
+def test_doctor_tells_a_user_without_rights_and_goes_on(starsearch, stranger, dsn):
+    checks = json.loads(starsearch("doctor", "--json", STARSEARCH_DATABASE_URL=make_conninfo(dsn, user=stranger)).stdout)
+    assert (checks[0]["name"], checks[0]["level"]) == ("database", "error")
+    assert "does not let this user do that" in checks[0]["message"]
+    assert len(checks) > 3
+
+
 def test_a_read_only_database_answers_questions_and_refuses_the_rest(starsearch, dsn, row, jsonl):
     assert starsearch("ingest", jsonl(row(1))).returncode == 0
     with psycopg.connect(dsn, autocommit=True) as connection:

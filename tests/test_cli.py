@@ -145,6 +145,17 @@ def test_changed_engine_settings_leave_the_version_that_serves_and_say_so(starse
     assert "which serves: see `reprocess`" in done.stderr
 
 
+def test_the_short_name_of_an_item_is_of_the_configured_host(starsearch, row, jsonl):
+    """An Enterprise Server's items are found, and removed, by owner/name#number as github.com's are."""
+    starsearch("ingest", jsonl(*(row(n, host="git.example") for n in (1, 2))))
+    item, ours = "quillcap/marlframe#1", {"STARSEARCH_GITHUB_HOST": "git.example"}
+    assert starsearch("explain", item).returncode == 1
+    assert starsearch("explain", item, **ours).returncode == 0
+    assert [hit["number"] for hit in json.loads(starsearch("search", "--like", item, "--json", **ours).stdout)["hits"]] == [2]
+    assert json.loads(starsearch("purge", "--item", item, "--json").stdout)["items"] == 0
+    assert json.loads(starsearch("purge", "--item", item, "--json", **ours).stdout)["items"] == 1
+
+
 def test_explain_of_what_is_not_stored_fails(starsearch):
     done = starsearch("explain", "https://github.com/no/such/issues/1")
     assert done.returncode == 1

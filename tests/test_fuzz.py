@@ -263,7 +263,7 @@ def test_a_question_is_cleaned_or_refused(query):
         assert clean_query(query).encode()
     except QueryUnusable as error:
         assert str(error)
-    parse_address(query)
+    parse_address(query, host="github.com")
 
 
 @FUZZ

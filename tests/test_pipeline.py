@@ -174,7 +174,7 @@ async def test_an_item_whose_summary_does_not_pass_the_gate_is_searchable_and_co
     status = await read_status(store.pool)
     assert status.complete
     assert status.gated == {reason: 1}
-    found = await explain(store.pool, parse_address("quillcap/marlframe#11"))
+    found = await explain(store.pool, parse_address("quillcap/marlframe#11", host="github.com"))
     assert (found["summary_source"], found["gate_reason"], found["summary_model"]) == ("extractive", reason, "stub")
     assert found["summary"] in row(11)["body"]
 
@@ -196,7 +196,7 @@ async def test_an_item_that_fails_for_ever_becomes_a_dead_letter(store, row, jso
     assert status.complete
     assert status.stored == status.embedded + status.dead_letters
     assert [(gap.reason, gap.count) for gap in status.gaps] == [(f"dead letter: {reason}", 1)]
-    assert (await explain(store.pool, parse_address("quillcap/marlframe#11")))["failure"] == reason
+    assert (await explain(store.pool, parse_address("quillcap/marlframe#11", host="github.com")))["failure"] == reason
 
 
 async def test_an_item_that_recovers_is_tried_again(store, row, jsonl):

@@ -142,10 +142,11 @@ def explain(url: Annotated[str, typer.Argument(help="The item's GitHub URL, or o
     """Where a digest came from: content hash, prompt version, model, run, tokens, times."""
     from starsearch.explain import parse_address
 
-    address = parse_address(url)
+    settings = read_settings()
+    address = parse_address(url, host=settings.github_host)
     if address is None:
         raise typer.BadParameter("expected a GitHub issue or pull request URL, or owner/name#number", param_hint="URL")
-    asyncio.run(_explain(read_settings(), address, json))
+    asyncio.run(_explain(settings, address, json))
 
 
 async def _explain(settings: Settings, address: dict[str, Any], json: bool) -> None:

@@ -150,7 +150,7 @@ def purge(
     if repo is not None:
         target = Target(settings.github_host, repository_names([repo])[0])
     if item:
-        address = parse_address(item)
+        address = parse_address(item, host=settings.github_host)
         if address is None:
             raise typer.BadParameter("expected a GitHub issue or pull request URL, or owner/name#number", param_hint="--item")
         target = Target(address["host"], address["repo"], address["number"])

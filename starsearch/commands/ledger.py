@@ -85,14 +85,15 @@ def list_dead_letters(
     from starsearch.store.dead_letters import count_dead_letters, find_dead_letters
     from starsearch.terminal import print_dead_letters, print_json
 
-    choice = _choice(stage, error)
+    settings = read_settings()
+    choice = _choice(settings, stage, error)
 
     async def read(pool: "Pool") -> dict[str, Any]:
         counts = [{"stage": stage, "reason": reason, "count": count} for stage, reason, count in await count_dead_letters(pool, choice)]
         letters = [vars(letter) for letter in await find_dead_letters(pool, choice, limit=limit)]
         return {"total": sum(each["count"] for each in counts), "reasons": counts, "dead_letters": letters}
 
-    (print_json if json else print_dead_letters)(_with_store(read_settings(), read))
+    (print_json if json else print_dead_letters)(_with_store(settings, read))
 
 
 @dead_letters.command("show")
@@ -101,8 +102,9 @@ def show_dead_letter(url: Annotated[str, typer.Argument(help="The item's GitHub 
     from starsearch.store.dead_letters import find_dead_letters
     from starsearch.terminal import print_fields, print_json
 
-    choice = _choice(None, None, url)
-    letters = [vars(letter) for letter in _with_store(read_settings(), lambda pool: find_dead_letters(pool, choice))]
+    settings = read_settings()
+    choice = _choice(settings, None, None, url)
+    letters = [vars(letter) for letter in _with_store(settings, lambda pool: find_dead_letters(pool, choice))]
     if not letters:
         raise StarsearchError(f"{url} is no dead letter: `starsearch explain` says where it is")
     if json:
@@ -126,19 +128,20 @@ def retry(
 
     if not (url or stage or error or every):
         raise typer.BadParameter("name an item, --stage, --error, or --all", param_hint="URL")
-    choice = _choice(stage, error, url)
-    done = _with_store(read_settings(), lambda pool: retry_dead_letters(pool, choice))
+    settings = read_settings()
+    choice = _choice(settings, stage, error, url)
+    done = _with_store(settings, lambda pool: retry_dead_letters(pool, choice))
     if json:
         print_json(done)
         return
     typer.echo(f"{done['digest']:,} are due again: `starsearch digest`; {done['fetch']:,} are fetched by the next `starsearch crawl`")
 
 
-def _choice(stage: Stage | None, error: str | None, url: str | None = None) -> "Choice":
+def _choice(settings: Settings, stage: Stage | None, error: str | None, url: str | None = None) -> "Choice":
     from starsearch.explain import parse_address
     from starsearch.store.dead_letters import Choice
 
-    address = parse_address(url) if url else None
+    address = parse_address(url, host=settings.github_host) if url else None
     if url and address is None:
         raise typer.BadParameter("expected a GitHub issue or pull request URL, or owner/name#number", param_hint="URL")
     return Choice(stage.value if stage else None, error, address)

@@ -30,7 +30,7 @@ Pool = AsyncConnectionPool[AsyncConnection]
 @asynccontextmanager
 async def open_database(dsn: str, *, size: int = 4, allow_old_pgvector: bool = False) -> AsyncIterator[Pool]:
     """A pool on a database whose schema is up to date. Raises DatabaseUnavailable or DatabaseUnsuitable, also for its user's errors."""
-    with _explained(dsn):
+    with explained(dsn):
         async with await connect(dsn) as connection:
             await migrate(connection, allow_old_pgvector=allow_old_pgvector)
         async with open_pool(dsn, size=size) as pool:
@@ -66,7 +66,7 @@ async def keep_plans(connection: AsyncConnection) -> None:
 
 
 @contextmanager
-def _explained(dsn: str) -> Iterator[None]:
+def explained(dsn: str) -> Iterator[None]:
     """What PostgreSQL refuses, in words that say what to do; the transaction it happened in has left nothing behind."""
     try:
         yield

@@ -94,7 +94,7 @@ def build_tools(site: Site) -> MCPServer:
     async def get_item(address: Address) -> Told:
         """One issue or pull request: its text (up to 8,000 characters) and summary."""
         async with _sentences():
-            item = await stored_item(site, *_parsed(address))
+            item = await stored_item(site, *_parsed(address, site.settings.github_host))
         return Told(items=[_item(item)])
 
     @server.tool(title="Find similar items", annotations=READS)
@@ -126,10 +126,12 @@ async def _sentences() -> AsyncIterator[None]:
         raise ToolError(refusal(error).problem.detail) from error
 
 
-def _parsed(address: str) -> tuple[str, int]:
-    parsed = parse_address(address)
+def _parsed(address: str, host: str) -> tuple[str, int]:
+    parsed = parse_address(address, host=host)
     if parsed is None:
         raise ToolError("address: write a GitHub issue or pull request URL, or owner/name#number")
+    if parsed["host"] != host:
+        raise ToolError(f"address: what is stored here is of {host}")
     return parsed["repo"], parsed["number"]
 
 
