@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from psycopg import AsyncConnection
 
-from starsearch.errors import PreconditionMissing, RateLimited, StarsearchError
+from starsearch.errors import PreconditionMissing, QueryTooHeavy, RateLimited, StarsearchError
 from starsearch.fetching import Fetcher
 from starsearch.github.batches import BATCH, Batches, Failed, Found, Missing
 from starsearch.github.client import Answer, GitHub, Node
@@ -33,6 +33,7 @@ from starsearch.store.sweeps import Reached, advance, record_seen
 NEWEST = 10  # of each kind in a sweep; more cost no points, but make larger answers
 OVERLAP = timedelta(seconds=300)
 LISTS: dict[ItemType, str] = {"issue": "list_issues", "pull_request": "list_pulls"}
+PAGE_SIZES = (100, 25, 5, 1)  # one that GitHub does not fill is asked again with fewer items, down to the one that it does not tell
 GONE = "not found, or private"
 
 log = logging.getLogger(__name__)
@@ -186,11 +187,13 @@ class Cycle:
         told = [_Told.of(repository, found[repository.node_id]) for repository in repositories]
         pages = [(_mark(each.repository, kind), page) for each in told for kind, page in each.pages.items()]
         self._open.update(mark.repository for mark, _ in pages)
+        whole = [(mark, page) for mark, page in pages if not page.holes]
         async with self._fetcher.transaction() as connection:
             await mark_gone(connection, self._host, [each.repository.node_id for each in told if each.gone], at=self.began)
             await store_facts(connection, self._host, [each.facts for each in told if each.facts])
-            await self._record(connection, pages)
+            await self._record(connection, whole)
             await end_leases(connection, [each.repository for each in told if not each.pages and not each.failure], at=self.began)
+        self._pages.extend((mark, None) for mark, page in pages if page.holes)  # read from its start, in pages of a size that GitHub fills
         self.gone += [each.repository.full_name for each in told if each.gone]
         self.notes |= {each.repository.full_name: each.note for each in told if each.note}
         self._failures |= {each.repository: each.failure for each in told if each.failure}
@@ -198,19 +201,35 @@ class Cycle:
         self._progress("sweep", self._swept, self._total)
 
     async def _read_page(self, mark: Mark, after: str | None) -> None:
-        variables: dict[str, object] = {"id": mark.repository.node_id, "after": after}
-        if mark.kind == "issue":
-            variables["since"] = _iso(mark.start)
         try:
-            page = _page(await self._github.ask(LISTS[mark.kind], variables), mark)
+            page = await self._ask_page(mark, after)
         except (RateLimited, PreconditionMissing) as error:
             self._fail(mark, str(error))
             raise
         except StarsearchError as error:
             self._fail(mark, str(error))
             return
+        if page.holes:  # before the page is written down: the rest of the list is read, and all of it again by the next cycle
+            self._fail(mark, "GitHub lists an item and tells nothing of it")
         async with self._fetcher.transaction() as connection:
             await self._record(connection, [(mark, page)])
+
+    async def _ask_page(self, mark: Mark, after: str | None) -> Page:
+        """A page without holes, however small; or with one, where GitHub tells nothing of a single item. Raises as GitHub.ask does."""
+        variables: dict[str, object] = {"id": mark.repository.node_id, "after": after}
+        if mark.kind == "issue":
+            variables["since"] = _iso(mark.start)
+        for first in PAGE_SIZES:
+            try:
+                page = _page(await self._github.ask(LISTS[mark.kind], variables | {"first": first}), mark)
+            except QueryTooHeavy:
+                if first == PAGE_SIZES[-1]:
+                    raise
+                continue
+            if not page.holes:
+                break
+            log.info("%s: %d holes in a page of %d", mark.repository.full_name, page.holes, first)
+        return page
 
     async def _record(self, connection: AsyncConnection, pages: Sequence[tuple[Mark, Page]]) -> None:
         """Write down what the pages tell; what needs its text is queued, and quiet lists are done already."""
@@ -285,11 +304,13 @@ class _Told:
 
 
 def _pages(repository: Followed, node: Node) -> dict[ItemType, Page]:
-    """The first page of each kind; an empty one where issues are switched off, none while GitHub has locked the repository."""
+    """The first page of each kind, but of those alone that GitHub shows: a list that cannot be read is not read to its end.
+
+    Nothing while it has locked the repository, no issues while they are switched off: their marks stay where they are until then.
+    """
     if node["isDisabled"] or node["isLocked"]:
         return {}
-    pages = {kind: read_page(node, kind, _start(repository, kind)) for kind in ITEM_TYPES if kind != "issue" or node["hasIssuesEnabled"]}
-    return {kind: Page((), None) for kind in ITEM_TYPES} | pages
+    return {kind: read_page(node, kind, _start(repository, kind)) for kind in ITEM_TYPES if kind != "issue" or node["hasIssuesEnabled"]}
 
 
 def _note(node: Node) -> str:
@@ -302,10 +323,13 @@ def _page(answer: Answer, mark: Mark) -> Page:
     if any(error.type == "NOT_FOUND" for error in answer.errors):
         raise StarsearchError(GONE)
     try:
-        return read_page(answer.data["node"], mark.kind, mark.start)
+        page = read_page(answer.data["node"], mark.kind, mark.start)
     except (KeyError, TypeError, ValueError) as error:
         told = answer.errors[0].message if answer.errors else f"{type(error).__name__} {error}"
         raise StarsearchError(f"unreadable answer: {told}") from error
+    if answer.errors and not page.holes:
+        raise StarsearchError(f"incomplete answer: {answer.errors[0].message}")
+    return page
 
 
 def _mark(repository: Followed, kind: ItemType) -> Mark:

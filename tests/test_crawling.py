@@ -325,6 +325,63 @@ async def test_an_item_that_github_never_tells_costs_only_itself(store, standin,
     assert await compared(store, world) == Comparison()
 
 
+@pytest.mark.parametrize("longest", [0, 3, 30])
+async def test_a_list_that_github_fills_with_nulls_is_read_in_smaller_pages(store, standin, world, longest):
+    filled(world, issues=120, pulls=110)
+    for operation in ("ListIssues", "ListPulls"):
+        standin.faults.add("holes", operation, longest=longest, times=None)
+    crawled = await crawl_now(store, standin, "quillcap/marlframe")
+    if longest:
+        assert crawled.failed == {}
+    else:  # not even one alone
+        assert crawled.failed == {"quillcap/marlframe": "GitHub lists an item and tells nothing of it"}
+        assert await rows(store, "SELECT FROM checkpoint") == []
+        standin.faults.clear()
+        await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+
+
+async def test_an_item_of_which_lists_tell_nothing_costs_only_itself_and_holds_the_mark(store, standin, world):
+    _, items = filled(world, issues=130)
+    standin.faults.add("holes", items={items[7].node_id}, times=None)
+    for _ in range(2):
+        crawled = await crawl_now(store, standin, "quillcap/marlframe")
+        assert crawled.failed == {"quillcap/marlframe": "GitHub lists an item and tells nothing of it"}
+        assert (await compared(store, world)).missed == [("quillcap/marlframe", 8)]
+        assert await ahead(store, world) == []
+        world.advance(3_600)
+    standin.faults.clear()
+    assert (await crawl_now(store, standin, "quillcap/marlframe")).failed == {}
+    assert await compared(store, world) == Comparison()
+
+
+async def test_a_hole_in_a_sweep_has_its_list_read(store, standin, world):
+    """The first items come with the sweep; GitHub may leave one out there, and its error with it."""
+    _, items = filled(world, issues=4)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    world.advance(3_600)
+    world.update_item(items[2], body="Column 2 is right again.")
+    standin.faults.add("holes", operation="Sweep", items={items[2].node_id}, silent=True, times=None)
+    assert (await crawl_now(store, standin, "quillcap/marlframe")).failed == {}
+    assert await compared(store, world) == Comparison()
+    assert standin.counters.requests["ListIssues"] == 1
+
+
+async def test_what_changed_before_issues_were_switched_off_comes_when_they_are_back(store, standin, world):
+    repository, items = filled(world, issues=4, pulls=2)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    world.advance(3_600)
+    world.update_item(items[1], body="Column 1 is right again.")
+    world.change_repository(repository, has_issues=False)
+    world.advance(3_600)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    world.advance(3_600)
+    world.change_repository(repository, has_issues=True)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+    assert await ahead(store, world) == []
+
+
 async def test_a_repository_that_github_will_not_tell_is_swept_next_time(store, standin, world):
     repositories = world.populate(30, items_each=4, seed=7)
     await follow(store, repositories)

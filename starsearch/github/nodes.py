@@ -15,10 +15,14 @@ CONNECTIONS: dict[ItemType, str] = {"issue": "issues", "pull_request": "pullRequ
 
 @dataclass(frozen=True)
 class Page:
-    """Items of one kind, newest update first; `after` is the cursor of the next page, None where nothing wanted can follow."""
+    """Items of one kind, newest update first; `after` is the cursor of the next page, None where nothing wanted can follow.
+
+    holes: items of which GitHub told nothing. It fills a page that costs it too much with nulls, so nothing follows from them.
+    """
 
     items: tuple[SeenItem, ...]
     after: str | None
+    holes: int = 0
 
 
 def read_facts(node: Node) -> RepositoryFacts:
@@ -43,9 +47,11 @@ def read_page(node: Node, kind: ItemType, since: datetime) -> Page:
     """
     connection = node[CONNECTIONS[kind]]
     items = []
-    recent = False
+    holes = 0
+    recent = bool(connection["nodes"])  # where all are holes, older ones may be wanted too
     for item in connection["nodes"]:
         if item is None:
+            holes += 1
             continue
         updated = _time(item["updatedAt"])
         recent = updated >= since
@@ -54,7 +60,7 @@ def read_page(node: Node, kind: ItemType, since: datetime) -> Page:
             items.append(SeenItem(word(item["id"]), whole(item["number"], least=1), kind, updated, created and _time(created)))
     pages = connection["pageInfo"]
     after = pages["endCursor"] if pages["hasNextPage"] else None
-    return Page(tuple(items), after if recent else None)
+    return Page(tuple(items), after if recent else None, holes)
 
 
 def read_item(node: Node, *, host: str) -> Item:

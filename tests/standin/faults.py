@@ -13,6 +13,7 @@
 | secondary_403, secondary_200, 429 | a secondary limit, with retry-after: `seconds` (without it if None)   |
 | exhausted       | the credential's window is used up, now and until the virtual clock resets it           |
 | resource_limits | 200; the second half of the nodes, or `ids`, is null with RESOURCE_LIMITS_EXCEEDED      |
+| holes           | 200; in lists, the items of `items`, or all of those longer than `longest`, are null with RESOURCE_LIMITS_EXCEEDED, or without any error where `silent` |
 | forbidden, not_found, wrong_null | the same with FORBIDDEN, with NOT_FOUND, without any error             |
 | insufficient_scopes, forbidden_403 | no data: the token may not                                           |
 | incomplete      | a search returns less than it found (REST: incomplete_results)                          |
@@ -21,7 +22,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.standin.replies import HTML, SECONDARY, Reply, as_json, message
 
 CHARGED = {"502", "504"}
 SPOILING = {
+    "holes": ("RESOURCE_LIMITS_EXCEEDED", "Resource limits for this query exceeded."),
     "resource_limits": ("RESOURCE_LIMITS_EXCEEDED", "Resource limits for this query exceeded."),
     "forbidden": ("FORBIDDEN", "Resource protected by organization SAML enforcement. You must grant your OAuth token access."),
     "not_found": ("NOT_FOUND", "Could not resolve to a node with the global id of '{}'"),
@@ -51,11 +53,15 @@ class Rule:
     credential: str | None = None
     seconds: float | None = 1.0
     ids: frozenset[str] = frozenset()
+    items: frozenset[str] = frozenset()
+    longest: int = 0
+    silent: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"no such fault: {self.kind}; there are {', '.join(sorted(KINDS))}")
         self.ids = frozenset(self.ids)
+        self.items = frozenset(self.items)
 
     def matches(self, operation: str, ids: Collection[str], credential: str) -> bool:
         return (
@@ -144,6 +150,14 @@ def answer_to(rule: Rule) -> Reply:
 def spoil(rule: Rule, answer: dict[str, Any], ids: Iterable[str]) -> None:
     """Make nulls of nodes, in place: of the rule's ids, else of the second half; of whatever was asked where there are no ids."""
     data = answer["data"]
+    if rule.kind == "holes":
+        for path, items in _lists(data, []):
+            for position, item in enumerate(items):
+                if item and (item["id"] in rule.items if rule.items else len(items) > rule.longest):
+                    items[position] = None
+                    if not rule.silent:
+                        _tell(rule, answer, [*path, position], "")
+        return
     ids = list(ids)
     if "nodes" not in data:
         for key in [key for key in data if key != "rateLimit"]:
@@ -157,6 +171,16 @@ def spoil(rule: Rule, answer: dict[str, Any], ids: Iterable[str]) -> None:
             _tell(rule, answer, ["nodes", position], node_id)
     if not answer.get("errors", True):
         del answer["errors"]
+
+
+def _lists(value: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], list[Any]]]:
+    """The nodes of every list of items below, and where they are."""
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, each in below:
+        if step in {"issues", "pullRequests"}:
+            yield [*path, step, "nodes"], each["nodes"]
+        else:
+            yield from _lists(each, [*path, step])
 
 
 def _tell(rule: Rule, answer: dict[str, Any], path: list[str | int], what: str) -> None:

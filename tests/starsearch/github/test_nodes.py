@@ -146,8 +146,10 @@ def test_what_is_older_is_left_out_and_ends_the_list():
     assert read_page(node, "issue", MARCH) == Page((SeenItem("I_2", 2, "issue", MARCH, None),), None)
 
 
-def test_a_null_among_the_items_costs_only_itself():
-    assert [item.number for item in read_page(page(seen(2), None, seen(1)), "issue", MARCH).items] == [2, 1]
+def test_a_null_among_the_items_is_a_hole_and_does_not_end_the_list():
+    found = read_page(page(seen(2), None, seen(1)), "issue", MARCH)
+    assert ([item.number for item in found.items], found.holes) == ([2, 1], 1)
+    assert read_page(page(None, None, following=True, cursor="c"), "issue", MARCH) == Page((), "c", holes=2)
 
 
 @pytest.mark.parametrize(
