@@ -217,6 +217,27 @@ def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():
         assert f'"{deployment["work_pool"]["name"]}"' in pools
 
 
+async def test_a_task_whose_time_is_over_is_not_begun_again():
+    from prefect import flow, task
+
+    from tasks.retries import may_pass
+
+    began = []
+
+    @task(retries=1, retry_condition_fn=may_pass, timeout_seconds=0.2)
+    async def endless():
+        began.append(True)
+        await asyncio.sleep(60)
+
+    @flow
+    async def hourly():
+        await endless()
+
+    with pytest.raises(TimeoutError):
+        await hourly()
+    assert began == [True]
+
+
 async def test_a_server_that_does_not_answer_fails_nothing_that_was_only_to_be_shown(monkeypatch, caplog):
     """The items are stored: no run may fail because its progress bar could not be drawn."""
     from prefect.settings import PREFECT_API_URL, temporary_settings

@@ -12,6 +12,7 @@ from starsearch.errors import (
     Paused,
     PreconditionMissing,
     RateLimited,
+    ShardsFailed,
     SourceUnavailable,
     TooMuch,
     VersionMismatch,
@@ -28,7 +29,7 @@ def test_what_may_pass_is_tried_again(error):
     assert may_pass(None, None, Failed(data=error and error("away")))
 
 
-@pytest.mark.parametrize("error", [PreconditionMissing, Paused, BudgetSpent, VersionMismatch, TooMuch])
+@pytest.mark.parametrize("error", [PreconditionMissing, Paused, BudgetSpent, VersionMismatch, TooMuch, ShardsFailed])
 def test_what_lasts_is_not(error):
     assert not may_pass(None, None, Failed(data=error("nothing to read")))
 
