@@ -7,7 +7,7 @@ import runpy
 import sys
 from datetime import timedelta
 
-from starsearch.store import presence, shards
+from starsearch.store import leases, shards
 from tasks import reaping
 
 SPEED = 10
@@ -17,7 +17,7 @@ BEGINS_WITHIN = timedelta(seconds=90)  # a process takes as long to start as eve
 def main() -> None:
     reaping.PATIENCE = {state: patience / SPEED for state, patience in reaping.PATIENCE.items()}
     reaping.LOOKS_APART_SECONDS /= SPEED
-    presence.PING_SECONDS /= SPEED
+    leases.PING_SECONDS /= SPEED
     shards.PAUSE /= SPEED
     shards.STARTS_WITHIN = BEGINS_WITHIN
     del sys.argv[1:]  # the engine would take NAME for a flow run

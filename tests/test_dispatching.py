@@ -15,8 +15,8 @@ from starsearch.jsonl import read_items
 from starsearch.models import IndexVersion
 from starsearch.pipeline import Allowance, digest, ingest, make_due, recorded_run
 from starsearch.progress import no_progress
-from starsearch.store import presence, shards
-from starsearch.store.leases import BACKFILL, LIVE
+from starsearch.store import leases, shards
+from starsearch.store.leases import BACKFILL, LIVE, worker
 from starsearch.store.presence import absent, present
 from starsearch.store.shards import at_work, plan, shard_counts
 from starsearch.store.versions import ensure_version
@@ -154,18 +154,15 @@ async def test_a_shard_killed_while_it_leases_loses_its_batch_to_the_others(stor
     """As kill -9 does: its sessions end, and it says nothing."""
     parent, flow_run = uuid4(), uuid4()
     [shard, *_] = await plan(store.pool, parent, version.id, priority=LIVE, size=150, most=1)
-    connection = await presence.connect(store.dsn)
-    await presence._enter(connection, flow_run)
-    await number(store, "INSERT INTO run (kind) VALUES ('digest') RETURNING id")
-    async with store.pool.connection() as other:
+    async with worker(store.dsn) as dying, store.pool.connection() as other:
+        await other.execute("INSERT INTO flow_run (id, worker) VALUES (%s, %s)", [flow_run, dying])
+        await other.execute("INSERT INTO run (kind) VALUES ('digest')")
         await other.execute(
             "UPDATE shard SET began_at = now(), flow_run = %s, run_id = (SELECT max(id) FROM run) WHERE id = %s", [flow_run, shard.id]
         )
-        await other.execute(
-            "UPDATE due SET lease_token = 999, lease_worker = (SELECT worker FROM flow_run), due_at = now() + interval '1 h'"
-        )
-    assert await plan(store.pool, parent, version.id, priority=LIVE, size=150, most=1) == []  # it works, as far as anyone knows
-    await connection.close()
+        await other.execute("UPDATE due SET lease_token = 999, lease_worker = %s, due_at = now() + interval '1 h'", [dying])
+        await other.commit()
+        assert await plan(store.pool, parent, version.id, priority=LIVE, size=150, most=1) == []  # it works, as far as anyone knows
     await make_due(store)  # what a parent and every shard do first
     async with pool_of(store) as pool:
         counts = await dispatch(store, pool, version, parent=parent)
@@ -261,7 +258,7 @@ async def test_live_work_does_not_wait_for_a_backfill(store, version):
 
 
 async def test_presence_survives_a_session_that_the_database_ended(store, monkeypatch):
-    monkeypatch.setattr(presence, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "PING_SECONDS", 0.05)
     here, gone, never = uuid4(), uuid4(), UUID(int=0)
     async with present(store.dsn, gone):
         pass

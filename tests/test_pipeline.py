@@ -342,6 +342,30 @@ async def test_leases_of_a_dead_worker_are_due_at_once_and_those_of_a_living_one
         assert await rows(store, "SELECT DISTINCT lease_worker FROM due WHERE lease_worker IS NOT NULL") == [(living,)]
 
 
+async def lives(store, number, *, until):
+    for _ in range(200):
+        if bool(await rows(store, "SELECT FROM living_worker WHERE worker = %s", number)) is until:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_a_worker_whose_session_was_cut_lives_on_and_keeps_what_it_claims(store, row, jsonl, monkeypatch):
+    monkeypatch.setattr(leases, "PING_SECONDS", 1.0)
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 5))))
+    version = await ensure_version(store.pool, VERSION)
+    await find_due(store.pool)
+    async with worker(store.dsn) as number:
+        await claim(store.pool, version.id, number, size=2)
+        await rows(store, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s", number)
+        assert await lives(store, number, until=False)
+        assert await release_dead(store.pool) == 2
+        assert await lives(store, number, until=True)
+        await claim(store.pool, version.id, number, size=2)
+        assert await release_dead(store.pool) == 0
+    assert await release_dead(store.pool) == 2
+
+
 async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, jsonl):
     await ingest_file(store, jsonl(row(1)))
     changed = jsonl(row(1, body="Changed meanwhile.", updated_at="2026-05-01T00:00:00Z"), name="changed.jsonl")

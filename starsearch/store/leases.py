@@ -6,7 +6,9 @@ needs a direct connection or a session pool, not PgBouncer's transaction mode.) 
 by the lease token: see digests.py.
 """
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
+from starsearch.errors import DatabaseUnavailable
 from starsearch.models import DueItem
 from starsearch.store.database import Pool, connect
 from starsearch.store.statements import statement
@@ -27,6 +30,9 @@ BATCH = 64  # items of one lease, one embedding request and one transaction
 LEASE = timedelta(minutes=30)
 LIVE, BACKFILL, BULK = 0, 1, 2  # priorities: what changed now, history asked for, what a new index version lacks (forgotten.sql)
 WORKER_LOCK = 78_271  # first key of the workers' advisory locks; the second is the worker's number. The view living_worker knows it too
+PING_SECONDS = 10.0  # a database that restarted knows a worker again after so long
+
+log = logging.getLogger(__name__)
 
 CLAIM = """
 WITH picked AS (
@@ -52,22 +58,44 @@ class Batch:
 
 @asynccontextmanager
 async def worker(dsn: str) -> AsyncIterator[int]:
-    """This process's number as a worker, alive for as long as the context is."""
-    async with await connect(dsn) as connection:
-        try:
-            yield await lock_as_worker(connection)
-        finally:  # PostgreSQL ends a session a moment after its client has closed it; whoever asks next should not see us alive
-            with contextlib.suppress(psycopg.Error):
-                await connection.execute("SELECT pg_advisory_unlock_all()")
+    """This process's number as a worker, alive for as long as the context is, through restarts of the database.
 
-
-async def lock_as_worker(connection: AsyncConnection) -> int:
-    """A new worker's number, alive for as long as this session is."""
+    Whoever asked while its session was gone has taken its leases; what it claims after that is its own again.
+    """
+    connection = await connect(dsn)
     cursor = await connection.execute("SELECT nextval('worker')::integer")
     row = await cursor.fetchone()
     assert row is not None
-    await connection.execute("SELECT pg_advisory_lock(%s, %s)", [WORKER_LOCK, row[0]])
-    return int(row[0])
+    await _live(connection, row[0])
+    staying = asyncio.create_task(_stay_alive(dsn, row[0], connection))
+    try:
+        yield int(row[0])
+    finally:
+        staying.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await staying
+
+
+async def _live(connection: AsyncConnection, number: int) -> None:
+    await connection.execute("SELECT pg_advisory_lock(%s, %s)", [WORKER_LOCK, number])
+
+
+async def _stay_alive(dsn: str, number: int, connection: AsyncConnection) -> None:
+    try:
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            try:
+                if connection.closed:
+                    connection = await connect(dsn)
+                    await _live(connection, number)
+                await connection.execute("SELECT 1")
+            except (psycopg.Error, DatabaseUnavailable) as error:
+                log.warning("the database does not answer; worker %d goes on and asks again: %s", number, error)
+                await connection.close()
+    finally:  # PostgreSQL ends a session a moment after its client has closed it; whoever asks next should not see us alive
+        with contextlib.suppress(psycopg.Error):
+            await connection.execute("SELECT pg_advisory_unlock_all()")
+        await connection.close()
 
 
 async def find_due(pool: Pool) -> int:

@@ -3,9 +3,7 @@
 What Prefect says of a run can be wrong for ever (a killed pod that stays Running); a session of PostgreSQL ends with its process.
 """
 
-import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,51 +13,25 @@ import psycopg
 
 from starsearch.errors import DatabaseUnavailable
 from starsearch.store.database import Pool, connect
-from starsearch.store.leases import lock_as_worker
+from starsearch.store.leases import worker
 
-PING_SECONDS = 10.0  # a database that restarted knows us again after so long
 KEPT = timedelta(days=30)
-
-log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
 async def present(dsn: str, flow_run: UUID) -> AsyncIterator[None]:
     """Known to be at work for as long as the block lasts, through restarts of the database."""
-    connection = await connect(dsn)
-    await _enter(connection, flow_run)
-    staying = asyncio.create_task(_stay(dsn, flow_run, connection))
-    try:
-        yield
-    finally:
-        staying.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await staying
-        await _leave(dsn, flow_run)
-
-
-async def _enter(connection: psycopg.AsyncConnection, flow_run: UUID) -> None:
-    number = await lock_as_worker(connection)
-    await connection.execute(
-        "INSERT INTO flow_run (id, worker) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET worker = excluded.worker, ended_at = NULL",
-        [flow_run, number],
-    )
-
-
-async def _stay(dsn: str, flow_run: UUID, connection: psycopg.AsyncConnection) -> None:
-    try:
-        while True:
-            await asyncio.sleep(PING_SECONDS)
-            try:
-                if connection.closed:
-                    connection = await connect(dsn)
-                    await _enter(connection, flow_run)
-                await connection.execute("SELECT 1")
-            except (psycopg.Error, DatabaseUnavailable) as error:
-                log.warning("the database does not answer; this run goes on and asks again: %s", error)
-                await connection.close()
-    finally:
-        await connection.close()
+    async with worker(dsn) as number:
+        async with await connect(dsn) as connection:
+            await connection.execute(
+                "INSERT INTO flow_run (id, worker) VALUES (%s, %s) "
+                "ON CONFLICT (id) DO UPDATE SET worker = excluded.worker, ended_at = NULL",
+                [flow_run, number],
+            )
+        try:
+            yield
+        finally:
+            await _leave(dsn, flow_run)
 
 
 async def _leave(dsn: str, flow_run: UUID) -> None:
