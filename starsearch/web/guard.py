@@ -105,15 +105,17 @@ class Guard:
         _check_size(headers)
         if scope["method"] not in SAFE:
             _check_origin(headers)
+        if scope["path"].startswith("/sign-in") and scope["method"] not in SAFE:
+            self._take_guess(_address(scope))
         if scope["path"].startswith(OPEN):
             return
         await self._check_asker(scope, headers)
 
     async def _check_asker(self, scope: Scope, headers: Headers) -> None:
         token = presented_key(headers)
-        address = scope["client"][0] if scope.get("client") else ""
+        address = _address(scope)
         if token and token not in self._keys:
-            self._take(f"keys of {address}", self._access.requests_per_minute)  # guessing is not free
+            self._take_guess(address)
         key = await self._find_key(token) if token else None
         if token and key is None:
             raise Refused(401, "this key is not valid (any more)", {"WWW-Authenticate": "Bearer"})
@@ -125,6 +127,10 @@ class Guard:
         if key is None and is_loopback(address) and self._access.hosts:
             return
         self._take(f"key {key.id}" if key else address, limit)
+
+    def _take_guess(self, address: str) -> None:
+        """A key that has to be looked up: whoever guesses waits as whoever asks does."""
+        self._take(f"keys of {address}", self._access.requests_per_minute)
 
     def _take(self, asker: str, per_minute: int) -> None:
         wait = self._rates.take(asker, per_minute)
@@ -223,6 +229,10 @@ def presented_key(headers: Headers) -> str | None:
     except CookieError:
         return None
     return morsel.value if morsel else None
+
+
+def _address(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
 
 
 def is_loopback(address: str) -> bool:
