@@ -24,14 +24,16 @@ async def set_up_roles(connection: AsyncConnection, *, prefix: str = PREFIX) -> 
     try:
         async with connection.transaction():
             made = [name for name in names.values() if await _create(connection, name)]
+            await _join(connection, names["owner"])
             await _hand_over(connection, names["owner"])
             await connection.execute(_grants(names, connection.info.dbname))
     except psycopg.errors.InsufficientPrivilege as error:
+        user = connection.info.user
         wanted = " ".join(f"CREATE ROLE {name} LOGIN;" for name in names.values())
         raise PreconditionMissing(
-            f"{connection.info.user} may not set up roles ({str(error).strip().splitlines()[0]}): let an administrator run "
-            f'"{wanted} GRANT {names["owner"]} TO {connection.info.user} WITH ADMIN OPTION;" and then this command again, as the owner '
-            "of the tables"
+            f"{user} may not set up roles ({str(error).strip().splitlines()[0]}): let an administrator run "
+            f'"{wanted} GRANT {", ".join(names.values())} TO {user} WITH ADMIN OPTION; ALTER ROLE {user} CREATEROLE;" and then this '
+            "command again, as the owner of the tables"
         ) from error
     return made
 
@@ -46,8 +48,16 @@ async def _create(connection: AsyncConnection, name: str) -> bool:
     return row is None
 
 
+async def _join(connection: AsyncConnection, owner: str) -> None:
+    """Who may make roles and is no superuser administers those it made and, since PostgreSQL 16, cannot hand tables to them yet."""
+    cursor = await connection.execute("SELECT pg_has_role(%s, 'USAGE')", [owner])
+    if await cursor.fetchone() == (False,):
+        await connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(owner)))
+
+
 async def _hand_over(connection: AsyncConnection, owner: str) -> None:
     """Tables, views and functions of ours to the owner; not what an extension brought."""
+    await connection.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}").format(sql.Identifier(owner)))  # or it may own nothing
     cursor = await connection.execute(
         """
         SELECT format('ALTER %%s %%s OWNER TO %%I', CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,

@@ -1,10 +1,8 @@
 -- What each role may do; {owner}, {writer} and {reader} exist. Safe to run again, and run again after each migration.
--- The owner migrates, builds index versions and purges repositories; the writer crawls and digests; the reader searches and asks.
+-- The owner migrates and builds index versions; the writer crawls, digests and purges; the reader searches and asks.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE, CREATE ON SCHEMA public TO {owner};
 GRANT USAGE ON SCHEMA public TO {writer}, {reader};
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO {writer}, {reader};
-GRANT INSERT ON feedback TO {reader};  -- a thumb on the search page
 GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {writer};
 GRANT INSERT ON feedback TO {reader};  -- people's thumbs, the one thing the web process stores
 ALTER ROLE {reader} LOGIN;  -- migration 0011 may have made it without
