@@ -17,6 +17,8 @@ import yaml
 from yamllint import linter
 from yamllint.config import YamlLintConfig
 
+from tests.k8s.alerts import faults
+
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 VERSIONS = ("1.33", "1.37")  # the oldest that is maintained, and the newest that the validator knows
 CUSTOM_KINDS = {"Cluster", "PodMonitor", "PrometheusRule"}  # of operators; the API's own schema knows nothing of them
@@ -95,6 +97,8 @@ def _of(manifest: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
         yield from _service(manifest, all_of_them)
     if manifest["kind"] == "RoleBinding":
         yield from _binding(manifest, all_of_them)
+    if manifest["kind"] == "PrometheusRule":
+        yield from (fault for group in manifest["spec"]["groups"] for rule in group["rules"] for fault in faults(rule["expr"]))
     yield from (f"{value!r} is not a quantity" for value in _quantities(manifest) if not QUANTITY.fullmatch(str(value)))
     pod = pod_of(manifest)
     if pod and "spec" in pod:

@@ -15,6 +15,7 @@ from prefect.settings import get_current_settings
 
 from deployments.one_machine import SERVER_SETTINGS
 from tasks import quiet
+from tests.k8s.alerts import faults
 from tests.k8s.manifests import K8S, Manifest, lint, problems, read, rendered
 
 ROOT = K8S.parent
@@ -180,6 +181,19 @@ def test_every_metric_of_an_alert_or_a_plot_exists():
     used = set(re.findall(r"\bstarsearch_\w+", text))
     assert {name for name in used if f'"{name.removesuffix("_bucket")}"' not in sources} == set()
     assert set(re.findall(r"vllm:(\w+)", text)) <= read_off
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "max(starsearch_backlog_items) > 20000 and delta(starsearch_backlog_items[1h]) > 0",  # one side has labels, the other has none
+        "sum by (pod) (vllm:num_requests_running) > 0 and sum(rate(vllm:generation_tokens_total[5m])) == 0",
+        "starsearch_backlog_items > 0 unless starsearch_digests_per_hour > 0",  # labels of whatever scraped them
+        "increase(starsearch_dead_letters[6h]) > 0",  # a gauge
+    ],
+)
+def test_an_alert_that_would_never_fire_is_found(expression):
+    assert len(list(faults(expression))) == 1
 
 
 def test_the_prefect_server_of_a_cluster_does_what_that_of_one_machine_does():
