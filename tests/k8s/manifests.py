@@ -4,6 +4,7 @@ The schema of the API (kubernetes-validate, strict) finds what no server would a
 what then does not work, or is not safe: they were made from 15 mutants of the vLLM stack, of which the schema alone finds six.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -37,6 +38,7 @@ PINNED = re.compile(r".+(:(?!latest$)[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})")
 EFFECTS = {"NoSchedule", "PreferNoSchedule", "NoExecute"}
 SPARE_SECONDS = 15  # beside preStop and the server's own shutdown
 BUILT_IN_PRIORITIES = {"system-node-critical", "system-cluster-critical"}
+PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 Manifest = dict[str, Any]
 
@@ -97,6 +99,10 @@ def _of(manifest: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
         yield from _service(manifest, all_of_them)
     if manifest["kind"] == "RoleBinding":
         yield from _binding(manifest, all_of_them)
+    if manifest["kind"] == "NetworkPolicy":
+        yield from _policy(manifest)
+    if manifest["kind"] == "PodMonitor":
+        yield from _monitor(manifest, all_of_them)
     if manifest["kind"] == "PrometheusRule":
         yield from (fault for group in manifest["spec"]["groups"] for rule in group["rules"] for fault in faults(rule["expr"]))
     yield from (f"{value!r} is not a quantity" for value in _quantities(manifest) if not QUANTITY.fullmatch(str(value)))
@@ -205,6 +211,36 @@ def _binding(binding: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str
     there = {(each["kind"], each["metadata"].get("name")) for each in all_of_them}
     wanted = [(binding["roleRef"]["kind"], binding["roleRef"]["name"]), *((who["kind"], who["name"]) for who in binding["subjects"])]
     yield from (f"binds {kind} {name}, which is not there" for kind, name in wanted if (kind, name) not in there)
+
+
+def _policy(policy: Manifest) -> Iterator[str]:
+    for rule in policy["spec"].get("ingress", ()):
+        if any("namespaceSelector" in peer for peer in rule["from"]) and not (policy["spec"]["podSelector"] and rule.get("ports")):
+            yield "lets another namespace reach every pod or every port"
+
+
+def _monitor(monitor: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
+    """Prometheus has to get through the policies of its pods' namespace."""
+    wanted, here = monitor["spec"]["selector"], [each for each in all_of_them if _namespace(each) == _namespace(monitor)]
+    pods = [pod["metadata"]["labels"] for each in here if (pod := pod_of(each)) and _selects(wanted, pod["metadata"]["labels"])]
+    policies = [each["spec"] for each in here if each["kind"] == "NetworkPolicy"]
+    if not pods:
+        yield f"selects no pod of ours: {wanted}"
+    for labels, port in itertools.product(pods, [{"port": each["port"]} for each in monitor["spec"]["podMetricsEndpoints"]]):
+        rules = [rule for policy in policies if _selects(policy["podSelector"], labels) for rule in policy.get("ingress", ())]
+        if not any(PROMETHEUS in rule["from"] and port in rule.get("ports", [port]) for rule in rules):
+            yield f"no policy lets Prometheus reach {port} of {labels}"
+
+
+def _namespace(manifest: Manifest) -> str | None:
+    return manifest["metadata"].get("namespace")
+
+
+def _selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(each["key"]) in each["values"] if each["operator"] == "In" else each["key"] in labels
+        for each in selector.get("matchExpressions", ())
+    )
 
 
 def _quantities(value: Any, *, within: bool = False) -> Iterable[Any]:

@@ -166,6 +166,36 @@ def test_a_service_that_leads_nowhere_is_found(field):
     assert any("vllm-service" in problem for problem in problems(manifests))
 
 
+def _every_port(policy):
+    del policy["spec"]["ingress"][0]["ports"]
+
+
+def _every_pod(policy):
+    policy["spec"]["podSelector"] = {}
+
+
+def _other_port(policy):
+    policy["spec"]["ingress"][0]["ports"] = [{"port": "grpc"}]
+
+
+def _other_pods(policy):
+    policy["spec"]["podSelector"] = {"matchLabels": {"app.kubernetes.io/name": "prefect"}}
+
+
+def _without_prometheus(policy):
+    del policy["spec"]["ingress"][0]["from"][0]
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "mutate", [_every_port, _every_pod, _other_port, _other_pods, _without_prometheus], ids=lambda mutate: mutate.__name__
+)
+def test_a_policy_that_is_too_wide_or_keeps_prometheus_out_is_found(mutate):
+    manifests = copy.deepcopy(read(rendered("base")))
+    mutate(next(each for each in manifests if each["metadata"]["name"] == "search-callers"))
+    assert problems(manifests)
+
+
 def test_a_key_that_is_there_twice_is_found():
     text = (K8S / "base/vllm/daemonset.yaml").read_text()
     assert lint(text.replace("  minReadySeconds: 10\n", "  minReadySeconds: 10\n  minReadySeconds: 20\n"))
