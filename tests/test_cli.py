@@ -1,6 +1,7 @@
 """The command as a person or a script uses it: exit codes, clean JSON, messages that say what to do."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,12 @@ def test_no_command_imports_prefect(environment):
         "sys.exit('prefect' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
+
+
+def test_a_key_is_all_that_stands_on_stdout(starsearch):
+    """The overlays' READMEs take it from there."""
+    made = starsearch("keys", "create", "me")
+    assert re.fullmatch(r"starsearch_[\w-]{43}\n", made.stdout), made.stderr
 
 
 def test_ingest_search_status_explain(starsearch, row, jsonl):
