@@ -9,6 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 PACKAGES = ("flows", "tasks", "starsearch")
+OF_PREFECT = {
+    "Work pool … not found", "Unable to create Kubernetes job … exceeded quota", "Execution was cancelled by the runtime environment",
+    "Concurrency lease renewal failed",
+}  # fmt: skip
+FILLED_IN = r"…|\b(?:0|60|digest/shard|starsearch_reader|missing)\b"
 
 
 def functions():
@@ -45,6 +50,29 @@ def test_every_step_of_the_architecture_page_exists():
             assert list((ROOT / "starsearch").rglob(Path(name).name)), name
         else:
             assert re.search(rf"(def|class) {name.rsplit('.', 1)[1]}\b", sources), name
+
+
+def said() -> str:
+    """Every text in our sources, one a line."""
+    found = []
+    for path in (path for package in (*PACKAGES, "deployments") for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("…".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_that_the_operations_page_quotes_is_said():
+    """Its words between what is filled in."""
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    rows = re.sub("`[^`]*`", "", "\n".join(line for line in page.splitlines() if line.startswith("|")))
+    quoted = set(re.findall(r'"([^"]+)"', rows)) - OF_PREFECT
+    assert len(quoted) > 30
+    parts = {part.strip() for message in quoted for part in re.split(FILLED_IN, message)}
+    text = said()
+    assert {part for part in parts if part not in text} == set()
 
 
 def test_what_runs_is_what_was_tested():
