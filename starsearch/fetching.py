@@ -51,9 +51,9 @@ class Fetcher:
         items, failures = self._read(found)
         missing = [node_id for node_id, node in found.items() if isinstance(node, Missing) or _private(node)]
         async with self.transaction() as connection:
-            self.tombstones += await entomb(connection, missing)
+            self.tombstones += await entomb(connection, self._host, missing)
             await self._store_items(connection, items, dict(wanted.values()))
-            dead = await record_failures(connection, failures)
+            dead = await record_failures(connection, self._host, failures)
             settled = wanted.keys() - {failure.node_id for failure in failures} | dead
             await also(connection, settled)
         self.fetched += len(items)

@@ -19,15 +19,16 @@ from starsearch.github.client import open_github
 from starsearch.github.credentials import AppInstallation, Credential
 from starsearch.github.rest import open_source
 from starsearch.inference.client import open_client, preflight
-from starsearch.models import Filters, IndexVersion
+from starsearch.models import Filters, IndexVersion, SeenItem
 from starsearch.pipeline import digest, recorded_run
 from starsearch.store.repository_leases import claim_repositories
 from starsearch.store.search import search
-from starsearch.store.sweeps import Reached, advance
+from starsearch.store.sweeps import Reached, advance, record_seen
 from starsearch.store.versions import ensure_version
-from tests.crawls import LONG_AGO, crawl_now, follow, key_pair, rows
+from tests.crawls import LONG_AGO, crawl_now, follow, key_pair, opened, rows
 from tests.standin.oracle import Comparison, compare, marks_ahead, stored_items
 from tests.standin.server import StandIn
+from tests.standin.world import World
 from tests.stub_engine import StubEngine
 
 VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
@@ -202,6 +203,43 @@ async def test_a_transferred_item_is_found_where_it_is_now(store, standin, world
     for _ in range(2):
         await crawl_now(store, standin, "quillcap/marlframe", "brindle/oat")
     assert await compared(store, world) == Comparison()
+
+
+async def test_an_issue_and_a_pull_request_with_one_database_id_are_both_stored(store, standin, world):
+    filled(world, issues=3, pulls=3)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert await compared(store, world) == Comparison()
+    assert await rows(store, "SELECT count(*), count(DISTINCT database_id) FROM item") == [(6, 3)]
+
+
+async def test_hosts_number_their_items_each_for_itself(store, world):
+    worlds = {"github.com": world, "ghe.example": World()}
+    items = {host: filled(worlds[host], issues=3, pulls=1)[1] for host in worlds}
+
+    async def crawl_both():
+        for host, its_world in worlds.items():
+            with StandIn(its_world) as standin:
+                async with opened(standin) as github, recorded_run(store, "crawl") as run:
+                    await crawl(store, github, ["quillcap/marlframe"], run, CrawlOptions(since=LONG_AGO, host=host))
+
+    await crawl_both()
+    assert await rows(store, "SELECT count(*), count(DISTINCT node_id) FROM item WHERE tombstoned_at IS NULL") == [(8, 4)]
+    other, doomed = worlds["ghe.example"], items["ghe.example"][1]
+    other.advance(60)
+    other.update_item(doomed, body="Please remove this.")
+    other.after("Sweep", lambda: other.find(doomed.node_id) and other.delete_item(doomed))
+    await crawl_both()
+    living = "SELECT host, count(*) FROM item i JOIN repository r ON r.id = i.repository_id WHERE tombstoned_at IS NULL GROUP BY 1"
+    assert dict(await rows(store, living)) == {"github.com": 4, "ghe.example": 3}
+
+
+async def test_one_node_id_told_of_two_items_costs_one_of_them(store):
+    await rows(store, "INSERT INTO repository (full_name) VALUES ('quillcap/marlframe') RETURNING id")
+    moment = datetime(2026, 1, 10, tzinfo=UTC)
+    async with store.pool.connection() as connection:
+        wanted = await record_seen(connection, [(1, SeenItem("I_1", number, "issue", moment)) for number in (1, 2)])
+    assert wanted == {"I_1"}
+    assert await rows(store, "SELECT number, node_id FROM item") == [(2, "I_1")]
 
 
 async def test_two_hundred_repositories_that_take_each_others_names_keep_their_items(store, standin, world):

@@ -27,7 +27,7 @@ from tests.standin.search import RESULTS
 from tests.standin.server import StandIn
 from tests.standin.service import compiled
 from tests.standin.things import Repository
-from tests.standin.world import World
+from tests.standin.world import FIRST_ADDED_ITEM, World
 
 ROOT = Path(__file__).resolve().parents[1]
 QUERIES = {path.stem: path.read_text("utf-8") for path in (ROOT / "starsearch/github/queries").glob("*.graphql")}
@@ -416,6 +416,20 @@ def test_a_populated_world_keeps_no_item_that_nobody_changed() -> None:
     assert len({row["state"] for row in record}) == 3
     numbered = [sorted(repository.items(), key=lambda item: item.number) for repository in repositories]
     assert all([item.created for item in items] == sorted(item.created for item in items) for items in numbered)
+
+
+def test_issues_and_pull_requests_are_numbered_apart_so_that_some_share_a_database_id() -> None:
+    world = World()
+    (repository,) = world.populate(1, items_each=200, seed=7)
+    for type in ("issue", "pull_request"):
+        world.add_item(repository, type)
+    ids = {name: [item.database_id for item in repository.items() if item.typename == name] for name in ("Issue", "PullRequest")}
+    assert all(len(set(of_kind)) == len(of_kind) for of_kind in ids.values())
+    shared = set(ids["Issue"]) & set(ids["PullRequest"])
+    assert len(shared) > 20
+    assert any(number > FIRST_ADDED_ITEM for number in shared)
+    found = [(item, world.find(item.node_id)) for item in repository.items()]
+    assert all((item.number, item.typename) == (same.number, same.typename) for item, same in found)
 
 
 def test_untouched_items_keep_their_text_when_their_repository_is_renamed() -> None:

@@ -101,11 +101,16 @@ async def _forget(connection: AsyncConnection, rows: Sequence[Row]) -> None:
     """A sweep wrote down that these exist before it could know whose they are."""
     if rows:
         await connection.execute("SELECT set_config('starsearch.removing', 'purge', true)")
-        await connection.execute("DELETE FROM item WHERE node_id = ANY (%s)", [[item.node_id for _, item in rows if item.node_id]])
+        arrays = [[repository for repository, _ in rows], [item.number for _, item in rows]]
+        await connection.execute(
+            "DELETE FROM item i USING unnest(%s::bigint[], %s::text[]) AS s (repository_id, node_id) WHERE i.node_id = s.node_id "
+            "AND (SELECT host FROM repository WHERE id = i.repository_id) = (SELECT host FROM repository WHERE id = s.repository_id)",
+            [arrays[0], [item.node_id for _, item in rows]],
+        )
         await connection.execute(
             "DELETE FROM item i USING unnest(%s::bigint[], %s::integer[]) AS s (repository_id, number) "
             "WHERE i.repository_id = s.repository_id AND i.number = s.number",
-            [[repository for repository, _ in rows], [item.number for _, item in rows]],
+            arrays,
         )
         await connection.execute("SELECT set_config('starsearch.removing', '', true)")
 

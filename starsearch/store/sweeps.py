@@ -42,7 +42,8 @@ async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> s
     """Write down that these items exist; returns the node ids of those whose text is missing or older than what was told."""
     if not rows:
         return set()
-    unique = {(repository, item.number): (repository, item) for repository, item in rows}
+    by_number = {(repository, item.number): (repository, item) for repository, item in rows}
+    unique = {item.node_id: (repository, item) for repository, item in by_number.values()}  # two of them cannot be the same item
     repositories, numbers = [repository for repository, _ in unique.values()], [item.number for _, item in unique.values()]
     nodes = [item.node_id for _, item in unique.values()]
     await connection.execute("LOCK TABLE purge IN ROW SHARE MODE")  # until we end: see purges.py
@@ -72,11 +73,12 @@ async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> s
 
 
 async def release_node_ids(connection: AsyncConnection, repositories: Sequence[int], numbers: Sequence[int], nodes: Sequence[str]) -> None:
-    """A node id that turns up under another repository or number was transferred: the old row is a tombstone without it."""
+    """A node id that turns up under another repository or number of its host was transferred: the old row is a tombstone without it."""
     await connection.execute(
         "UPDATE item i SET node_id = NULL, database_id = NULL, tombstoned_at = coalesce(tombstoned_at, now()) "
         "FROM unnest(%s::bigint[], %s::integer[], %s::text[]) AS s (repository_id, number, node_id) "
-        "WHERE i.node_id = s.node_id AND (i.repository_id, i.number) <> (s.repository_id, s.number)",
+        "WHERE i.node_id = s.node_id AND (i.repository_id, i.number) <> (s.repository_id, s.number) "
+        "AND (SELECT host FROM repository WHERE id = i.repository_id) = (SELECT host FROM repository WHERE id = s.repository_id)",
         [list(repositories), list(numbers), list(nodes)],
     )
 
@@ -93,12 +95,14 @@ async def advance(connection: AsyncConnection, reached: Sequence[Reached]) -> No
         )
 
 
-async def entomb(connection: AsyncConnection, nodes: Sequence[str]) -> int:
+async def entomb(connection: AsyncConnection, host: str, nodes: Sequence[str]) -> int:
     """These items are not there any more (deleted, or transferred): gone from search and from what is due. Returns how many."""
     if not nodes:
         return 0
     cursor = await connection.execute(
-        "UPDATE item SET tombstoned_at = now() WHERE node_id = ANY (%s) AND tombstoned_at IS NULL RETURNING id", [list(nodes)]
+        "UPDATE item i SET tombstoned_at = now() WHERE node_id = ANY (%s) AND tombstoned_at IS NULL "
+        "AND (SELECT host FROM repository WHERE id = i.repository_id) = %s RETURNING id",
+        [list(nodes), host],
     )
     ids = [row[0] for row in await cursor.fetchall()]
     await connection.execute("DELETE FROM due WHERE item_id = ANY (%s)", [ids])
@@ -106,7 +110,7 @@ async def entomb(connection: AsyncConnection, nodes: Sequence[str]) -> int:
     return len(ids)
 
 
-async def record_failures(connection: AsyncConnection, failures: Sequence[FetchFailure]) -> set[str]:
+async def record_failures(connection: AsyncConnection, host: str, failures: Sequence[FetchFailure]) -> set[str]:
     """Count an attempt against each; returns the node ids whose attempts are spent: dead letters, until they change."""
     if not failures:
         return set()
@@ -115,7 +119,7 @@ async def record_failures(connection: AsyncConnection, failures: Sequence[FetchF
         INSERT INTO fetch_failure AS f (item_id, attempts, dead, reason, detail, seen_updated_at)
         SELECT i.id, 1, s.permanent, s.reason, s.detail, i.seen_updated_at
         FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) AS s (node_id, reason, detail, permanent)
-        JOIN item i ON i.node_id = s.node_id
+        JOIN item i ON i.node_id = s.node_id AND (SELECT host FROM repository WHERE id = i.repository_id) = %s
         ON CONFLICT (item_id) DO UPDATE SET
           attempts = CASE WHEN f.seen_updated_at IS DISTINCT FROM excluded.seen_updated_at THEN 1 ELSE f.attempts + 1 END,
           dead = excluded.dead OR (f.seen_updated_at IS NOT DISTINCT FROM excluded.seen_updated_at AND f.attempts + 1 >= %s),
@@ -127,6 +131,7 @@ async def record_failures(connection: AsyncConnection, failures: Sequence[FetchF
             [failure.reason for failure in failures],
             [failure.detail[:MAX_DETAIL] for failure in failures],
             [failure.permanent for failure in failures],
+            host,
             FETCH_ATTEMPTS,
         ],
     )

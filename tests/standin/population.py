@@ -1,6 +1,6 @@
 """Items by the million out of a seed: times and kinds in arrays, texts made when somebody reads them.
 
-What nobody changed is told by (seed, database id) alone, so 40,000 repositories of 24 items take a few bytes an item. Activity is
+What nobody changed is told by (seed, position) alone, so 40,000 repositories of 24 items take a few bytes an item. Activity is
 skewed like the real list's: a repository's update times thin out backwards from the start at its own rate.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 from tests.standin.things import Comment, Item, Repository, order_key
 
 FIRST_ITEM = 2_000_000_000
+SHIFTS = {"Issue": 0, "PullRequest": -1}  # GitHub numbers the kinds apart: a pull request often has the database id of the issue before it
 UPDATES_PER_HOUR = 4_167.0  # of the whole world: 100,000 a day
 ISSUES = 0.42  # the rest are pull requests
 OLDEST_SECONDS = 10 * 365 * 86_400
@@ -80,25 +81,25 @@ class Population:
         parts = self._sorted_keys[start:middle], self._sorted_keys[middle:end]
         return {name: array("q", part.tobytes()) for name, part in zip(("Issue", "PullRequest"), parts, strict=True)}
 
-    def number_of(self, repository: Repository, database_id: int) -> int:
+    def number_of(self, repository: Repository, typename: str, database_id: int) -> int:
         """0 or less, or past the repository's count, where the id is not one of its untouched items."""
-        return database_id - FIRST_ITEM - self._starts[repository.row] + 1
+        return _position(typename, database_id) - self._starts[repository.row] + 1
 
     def item(self, repository: Repository, number: int) -> Item | None:
         row = repository.row
         at = self._starts[row] + number - 1
         if not self._starts[row] <= at < self._starts[row + 1]:
             return None
-        database_id = FIRST_ITEM + at
-        mixed = self._mix(database_id)
+        mixed = self._mix(FIRST_ITEM + at)
         is_issue, is_open = self._is_issue[at], self._is_open[at]
         updated = self._updated[at]
         merged = updated if not is_issue and not is_open and mixed & 3 else None
+        typename = "Issue" if is_issue else "PullRequest"
         return Item(
             repository,
             number,
-            database_id,
-            "Issue" if is_issue else "PullRequest",
+            FIRST_ITEM + at + SHIFTS[typename],
+            typename,
             updated=updated,
             created=self._created[at],
             closed=None if is_open else updated,
@@ -109,22 +110,22 @@ class Population:
         )
 
     def title(self, item: Item) -> str:
-        mixed = self._mix(item.database_id)
+        mixed = self._mix(_seed(item))
         parts = WHAT[mixed % len(WHAT)], HOW[mixed // 10 % len(HOW)], WHEN[mixed // 80 % len(WHEN)]
         return f"{' '.join(parts)} ({item.number})"
 
     def body(self, item: Item) -> str:
-        mixed = self._mix(item.database_id + 1)
+        mixed = self._mix(_seed(item) + 1)
         if mixed % 20 == 0:
             return ""
         chosen = [SENTENCES[mixed // 13 ** (n % 6) % len(SENTENCES)] for n in range(2 + mixed % 11)]
         return f"Seen in part {mixed % 9973} of build {item.repository.database_id}. {' '.join(chosen)}"
 
     def comments(self, item: Item) -> list[Comment]:
-        mixed = self._mix(item.database_id + 2)
+        mixed = self._mix(_seed(item) + 2)
         return [
             Comment(
-                database_id=item.database_id * 4 % 2**31 + n,
+                database_id=_seed(item) * 4 % 2**31 + n,
                 body=SENTENCES[(mixed + n) % len(SENTENCES)],
                 created=item.created + (item.updated - item.created) * n // 4,
                 author=AUTHORS[(mixed + n) % len(AUTHORS)],
@@ -136,6 +137,15 @@ class Population:
         """Digits that look random, the same for ever."""
         mixed = (number ^ self._seed * 0x9E3779B1) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
         return mixed >> 24
+
+
+def _position(typename: str, database_id: int) -> int:
+    """Among all items of the population."""
+    return database_id - FIRST_ITEM - SHIFTS[typename]
+
+
+def _seed(item: Item) -> int:
+    return FIRST_ITEM + _position(item.typename, item.database_id)
 
 
 def _ages(rng: np.random.Generator, counts: "np.ndarray", offsets: "np.ndarray", rates: "np.ndarray") -> "np.ndarray":

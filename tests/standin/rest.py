@@ -15,7 +15,7 @@ from tests.standin.search import RESULTS
 from tests.standin.things import Item, Repository
 from tests.standin.world import World
 
-PULL_AS_ISSUE = 500_000_000  # of a pull request REST tells its issue's id, which is another number
+PULL_AS_ISSUE = 500_000_000  # of a pull request REST tells its issue's id, which is none of an issue's own
 
 
 class Route(NamedTuple):

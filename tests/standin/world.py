@@ -39,9 +39,9 @@ class World:
         self.version = 0  # moves with every change to a repository, so that the search index knows
         self._seconds = float(to_seconds(now))
         self._by_name: dict[str, Repository] = {}  # old names of renamed ones stay
-        self._added: dict[int, Item] = {}
+        self._added: dict[str, Item] = {}  # by node id
         self._last_repository = FIRST_REPOSITORY
-        self._last_item = FIRST_ADDED_ITEM
+        self._last_item = dict.fromkeys(ITEM_TYPES.values(), FIRST_ADDED_ITEM)  # issues and pull requests are numbered apart
         self._last_comment = 1
         self._index: RepositoryIndex | None = None
         self._hooks: defaultdict[str, list[Callable[[], object]]] = defaultdict(list)
@@ -179,14 +179,15 @@ class World:
             number = number or repository.last_number + 1
             closed = None if state == "open" else updated if closed_at is None else to_seconds(closed_at)
             merged = None if state != "merged" else closed if merged_at is None else to_seconds(merged_at)
-            self._last_item += 1
+            typename = ITEM_TYPES[type]
+            self._last_item[typename] += 1
             item = Item(
-                repository, number, self._last_item, ITEM_TYPES[type], updated=updated, created=created, closed=closed, merged=merged,
+                repository, number, self._last_item[typename], typename, updated=updated, created=created, closed=closed, merged=merged,
                 state=state, author=author, labels=tuple(labels), title=title or f"Totals are wrong in report {number}", body=body,
                 comments=list(comments),
             )  # fmt: skip
             repository.enter(item)
-            self._added[item.database_id] = item
+            self._added[item.node_id] = item
             return item
 
     def update_item(self, item: Item, *, updated_at: Moment | None = None, **changes: Any) -> Item:
@@ -218,7 +219,7 @@ class World:
     def delete_item(self, item: Item) -> None:
         with self.lock:
             item.repository.drop(item.repository.keep(item))
-            self._added.pop(item.database_id, None)
+            self._added.pop(item.node_id, None)
 
     def transfer_item(self, item: Item, target: Repository) -> Item:
         """The old node id is gone; the item has a new one, a new number, and its texts and comments."""
@@ -242,9 +243,9 @@ class World:
         repository = read and self._visible(read.repository)
         if not repository or read.item is None:
             return repository
-        item = self._added.get(read.item)
+        item = self._added.get(node_id)
         if item is None and repository.seed:
-            item = repository.item(repository.seed.number_of(repository, read.item))
+            item = repository.item(repository.seed.number_of(repository, read.typename, read.item))
         if item is None or item.database_id != read.item or item.repository is not repository or item.typename != read.typename:
             return None
         return item if repository.has_issues or item.typename == "PullRequest" else None
