@@ -16,9 +16,10 @@ from typing import IO
 import orjson
 
 from starsearch.errors import Rejected
-from starsearch.models import Chunk, Item, Rejection, parse_item
+from starsearch.models import Chunk, Item, Rejection, clean, parse_item
 
 ITEMS_PER_CHUNK = 500  # rows of one transaction
+BYTES_PER_CHUNK = 64_000_000  # they are one parameter, and PostgreSQL takes at most 1 GB
 STDIN = Path("-")
 
 
@@ -34,17 +35,17 @@ async def read_items(path: Path) -> AsyncIterator[Chunk]:
 def read_chunks(path: Path) -> Iterator[Chunk]:
     items: list[Item] = []
     rejections: list[Rejection] = []
-    read = 0
+    read, name = 0, clean(path.name)
     for number, line in _lines(path):
         read += len(line) if isinstance(line, bytes) else 0
         try:
             items += _parse(line)
         except Rejected as error:
             rejections.append(Rejection(number, str(error)))
-        if len(items) + len(rejections) >= ITEMS_PER_CHUNK:
-            yield Chunk(tuple(items), tuple(rejections), name=path.name, bytes_read=read)
+        if len(items) + len(rejections) >= ITEMS_PER_CHUNK or read >= BYTES_PER_CHUNK:
+            yield Chunk(tuple(items), tuple(rejections), name=name, bytes_read=read)
             items, rejections, read = [], [], 0
-    yield Chunk(tuple(items), tuple(rejections), name=path.name, bytes_read=read)
+    yield Chunk(tuple(items), tuple(rejections), name=name, bytes_read=read)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | Rejected]]:
@@ -69,6 +70,8 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 def _parse(line: bytes | Rejected) -> list[Item]:
     if isinstance(line, Rejected):
         raise line
+    if len(line) > BYTES_PER_CHUNK:
+        raise Rejected(f"a line of more than {BYTES_PER_CHUNK:,} bytes")
     if not line.strip():
         return []
     return [parse_item(_json(line))]

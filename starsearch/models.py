@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +23,14 @@ COMMENT_CHARACTERS = 4_000  # fixed, so that another token budget does not chang
 FUTURE_TOLERANCE = timedelta(hours=24)
 MAX_NUMBER = 2**31 - 1
 MAX_REASONS = 3  # of one rejected line; a thread of 80 bad comments has 80
+# A row of PostgreSQL's indexes takes 2,704 bytes, and lower() makes some letters half as long again. GitHub's logins have at most 39
+# characters, its labels 50, titles 256 and bodies 65,536.
+MAX_NAME_BYTES = 1_000  # of an author, a label, a node id
+MAX_HOST_BYTES = 255
+MAX_URL_BYTES = 2_000
+MAX_TITLE_BYTES = 4_000
+MAX_BODY_BYTES = 4_000_000
+MAX_LABELS = 1_000
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}")
@@ -50,8 +59,27 @@ def _person(value: object) -> object:
     return _text(value) or None
 
 
+def within(text: str | None, most: int) -> str | None:
+    """Raises ValueError for text of more bytes than that."""
+    if text is not None and len(text.encode()) > most:
+        raise ValueError(f"longer than {most:,} bytes")
+    return text
+
+
+def _at_most(most: int) -> AfterValidator:
+    return AfterValidator(partial(within, most=most))
+
+
+def in_utc(value: datetime) -> datetime:
+    """Raises ValueError for a moment that lies in no year of ours in UTC."""
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("a timestamp in UTC is in one of the years 1 to 9999") from error
+
+
 def _utc(value: datetime) -> datetime:
-    value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    value = in_utc(value)
     if value > datetime.now(UTC) + FUTURE_TOLERANCE:
         raise ValueError(f"{value.isoformat()} lies more than 24 hours in the future")
     return value
@@ -75,15 +103,18 @@ def _iso_only(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
+LongText = Annotated[Text, _at_most(MAX_BODY_BYTES)]
 Timestamp = Annotated[datetime, BeforeValidator(_iso_only), AfterValidator(_utc)]
-Person = Annotated[str | None, BeforeValidator(_person)]
+Person = Annotated[str | None, BeforeValidator(_person), _at_most(MAX_NAME_BYTES)]
+NodeId = Annotated[str | None, BeforeValidator(lambda value: _text(value) or None), _at_most(MAX_NAME_BYTES)]
+Label = Annotated[Text, _at_most(MAX_NAME_BYTES)]
 RepositoryName = Annotated[str, AfterValidator(_repository)]
 
 
 class Comment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    body: Text
+    body: LongText
     author: Person = None
     created_at: Timestamp | None = None
 
@@ -96,12 +127,12 @@ class Item(BaseModel):
     repo: RepositoryName
     number: int = Field(gt=0, le=MAX_NUMBER, strict=True)
     type: ItemType
-    title: Annotated[Text, Field(min_length=1)]
-    body: Text = ""
+    title: Annotated[Text, Field(min_length=1), _at_most(MAX_TITLE_BYTES)]
+    body: LongText = ""
     state: State = "open"
-    url: Text = ""
+    url: Annotated[Text, _at_most(MAX_URL_BYTES)] = ""
     author: Person = None
-    labels: tuple[Text, ...] = ()
+    labels: Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS)] = ()
     comments: tuple[Comment, ...] | None = None  # None: the source does not tell
     comments_count: int | None = Field(default=None, ge=0, le=MAX_NUMBER)
     created_at: Timestamp | None = None
@@ -109,8 +140,8 @@ class Item(BaseModel):
     closed_at: Timestamp | None = None
     merged_at: Timestamp | None = None
     excerpt: bool = False
-    host: Text = "github.com"
-    node_id: Text | None = None
+    host: Annotated[Text, _at_most(MAX_HOST_BYTES)] = "github.com"
+    node_id: NodeId = None
     database_id: int | None = Field(default=None, ge=0, le=2**63 - 1)
 
     @model_validator(mode="before")
@@ -168,6 +199,8 @@ def parse_item(value: object) -> Item:
         details = error.errors(include_url=False)
         more = f" and {len(details) - MAX_REASONS} more" if len(details) > MAX_REASONS else ""
         raise Rejected("; ".join(map(_reason, details[:MAX_REASONS])) + more) from error
+    except RecursionError as error:  # telling a url that is a list of lists of lists
+        raise Rejected("nested too deep") from error
 
 
 def _reason(detail: Mapping[str, Any]) -> str:

@@ -136,23 +136,37 @@ def test_a_node_of_github_is_an_item_or_rejected(node):
 @FUZZ
 @given(node=values | damaged(PAGE))
 @example(node={"issues": {"nodes": [{"id": "I_1", "number": float("inf"), "updatedAt": "2026-01-02T00:00:00Z"}]}})
+@example(
+    node=PAGE
+    | {
+        "issues": {
+            "nodes": [{"id": "I_1", "number": 1, "updatedAt": "9999-12-31T23:59:59-14:00"}],
+            "pageInfo": {"endCursor": None, "hasNextPage": False},
+        }
+    }
+)
 def test_a_page_of_github_is_read_or_no_page(node):
     if not isinstance(node, dict):
         return
     with contextlib.suppress(KeyError, TypeError, ValueError):  # what it says it raises
         for item in read_page(node, "issue", datetime(2026, 1, 1, tzinfo=UTC)).items:
             assert 0 < item.number < 2**31
+            assert item.updated_at.astimezone(UTC)
+            assert len(item.node_id.encode()) <= 1_000
             assert "\0" not in item.node_id
 
 
 @FUZZ
 @given(node=values | damaged(FACTS))
+@example(node=FACTS | {"id": "\ud800"})
+@example(node=FACTS | {"id": "R" * 1_001})
 def test_a_repository_of_github_is_read_or_refused(node):
     if not isinstance(node, dict):
         return
     with contextlib.suppress(KeyError, TypeError, ValueError):  # what it says it raises
         facts = read_facts(node)
         assert "\0" not in facts.node_id + facts.full_name
+        assert max(len(facts.node_id.encode()), len(facts.full_name.encode())) <= 1_000
         assert (facts.database_id or 0) < 2**63
         assert (facts.stars or 0) < 2**31
 

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+from starsearch import jsonl as jsonl_module
 from starsearch.jsonl import ITEMS_PER_CHUNK, read_chunks, read_items
 
 
@@ -51,6 +52,21 @@ def test_gzip_that_breaks_off_gives_the_rest(row, tmp_path):
 def test_nested_too_deep_is_rejected(row, jsonl):
     items, rejections = read(jsonl("[" * 100_000, row(1)))
     assert len(items) == len(rejections) == 1
+
+
+def test_a_line_or_a_chunk_is_never_longer_than_postgresql_takes(row, jsonl, monkeypatch):
+    monkeypatch.setattr(jsonl_module, "BYTES_PER_CHUNK", 1_000)
+    path = jsonl(*(row(n) for n in range(1, 8)), row(8, body="x" * 1_000), row(9))
+    chunks = list(read_chunks(path))
+    assert [len(chunk.items) for chunk in chunks] == [3, 3, 1, 1]
+    assert [(each.line, each.reason) for chunk in chunks for each in chunk.rejections] == [(8, "a line of more than 1,000 bytes")]
+
+
+def test_a_file_name_that_is_no_text_is_cleaned(row, tmp_path):
+    path = tmp_path / "items-\udcff.jsonl"
+    path.write_text(json.dumps(row(1)))
+    (chunk,) = read_chunks(path)
+    assert chunk.name == "items-\ufffd.jsonl"
 
 
 def test_standard_input(row, monkeypatch):

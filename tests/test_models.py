@@ -1,5 +1,6 @@
 """Parsing and cleaning: what is taken, what is rejected, and with which words."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -34,6 +35,18 @@ def test_nul_and_lone_surrogates_are_replaced_and_newlines_normalized(row):
         ({"updated_at": (datetime.now(UTC) + timedelta(days=2)).isoformat()}, "24 hours in the future"),
         ({"created_at": 1700000000}, "ISO 8601"),  # seconds or milliseconds?
         ({"created_at": "yesterday"}, "created_at"),
+        ({"created_at": "0001-01-01T00:00:00+14:00"}, "created_at: a timestamp in UTC"),  # of the year 0
+        ({"closed_at": "9999-12-31T23:59:59-14:00"}, "closed_at: a timestamp in UTC"),
+        # more than an index of PostgreSQL takes
+        ({"url": "https://github.com/" + "x" * 2_000}, "url: longer than 2,000 bytes"),
+        ({"author": "\u023a" * 501}, "author: longer than 1,000 bytes"),
+        ({"labels": ["bug", "x" * 1_001]}, "labels.1: longer"),
+        ({"labels": ["bug"] * 1_001}, "labels: .* 1000 items"),
+        ({"node_id": "x" * 1_001}, "node_id: longer"),
+        ({"host": "x" * 256}, "host: longer"),
+        ({"title": "x" * 4_001}, "title: longer"),
+        ({"body": "x" * 4_000_001}, "body: longer"),
+        ({"comments": [{"body": "why?", "author": "x" * 1_001}]}, "comments.0.author: longer"),
     ],
 )
 def test_bad_field_is_rejected_by_name(row, fields, reason):
@@ -56,6 +69,24 @@ def test_a_rejection_with_many_reasons_stays_short(row):
     comments = [{"author": "a", "body": 5}] * 80
     with pytest.raises(Rejected, match="and 77 more"):
         parse_item(row(comments=comments))
+
+
+def test_what_is_nested_too_deep_to_be_told_is_rejected(row):
+    deep = []
+    for _ in range(sys.getrecursionlimit()):
+        deep = [deep]
+    with pytest.raises(Rejected, match="nested too deep"):
+        parse_item(row(url=deep))
+
+
+def test_as_much_as_github_allows_is_taken(row):
+    text = "\U0001f30d"
+    item = parse_item(row(title=text * 256, body=text * 65_536, author="a" * 39, labels=[text * 50] * 100))
+    assert (len(item.title), len(item.body), len(item.labels)) == (256, 65_536, 100)
+
+
+def test_an_empty_node_id_is_none(row):
+    assert parse_item(row(node_id="")).node_id is None
 
 
 def test_merged_at_means_merged(row):

@@ -8,7 +8,7 @@ from typing import Any
 from starsearch.errors import Rejected
 from starsearch.github.client import Node
 from starsearch.github.values import MAX_ID, whole, word
-from starsearch.models import Comment, Item, ItemType, RepositoryFacts, SeenItem, parse_item
+from starsearch.models import Comment, Item, ItemType, RepositoryFacts, SeenItem, in_utc, parse_item
 
 CONNECTIONS: dict[ItemType, str] = {"issue": "issues", "pull_request": "pullRequests"}
 
@@ -107,4 +107,4 @@ def _login(node: Mapping[str, Any]) -> str | None:
 
 
 def _time(value: str) -> datetime:
-    return datetime.fromisoformat(value)
+    return in_utc(datetime.fromisoformat(value))

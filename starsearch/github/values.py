@@ -1,6 +1,6 @@
 """What GitHub's answers hold, before it meets a column of the database: one such value must cost its own row, not its batch."""
 
-from starsearch.models import MAX_NUMBER
+from starsearch.models import MAX_NAME_BYTES, MAX_NUMBER, within
 
 MAX_ID = 2**63 - 1
 
@@ -13,7 +13,8 @@ def whole(value: object, *, least: int = 0, most: int = MAX_NUMBER) -> int:
 
 
 def word(value: object) -> str:
-    """A name, id or cursor. Raises ValueError for what is none; PostgreSQL stores no NUL."""
+    """A name or id. Raises ValueError for what is none: PostgreSQL stores no NUL, no lone surrogate, and indexes nothing long."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"not a name: {str(value)[:40]!r}")
+    within(value, MAX_NAME_BYTES)
     return value
