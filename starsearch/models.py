@@ -258,13 +258,17 @@ class SeenItem:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a source yields: items, what it had to reject, and how far it got once these are stored."""
+    """What a source yields: items, what it had to reject, and how far it got once these are stored.
+
+    `of_github`: GitHub itself tells it; so a node id that turns up elsewhere was transferred, and is no slip in a file.
+    """
 
     items: tuple[Item, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     checkpoint: Checkpoint | None = None
     name: str = ""
     bytes_read: int = 0
+    of_github: bool = False
 
 
 @dataclass

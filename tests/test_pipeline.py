@@ -49,6 +49,28 @@ async def ingest_file(store, path):
     return run.counts
 
 
+async def test_a_node_id_of_another_item_costs_only_its_line(store, row, jsonl):
+    assert (await ingest_file(store, jsonl(row(1, node_id="I_1"), row(2, node_id=""), row(3, node_id="")))).rejected == 0
+    counts = await ingest_file(
+        store, jsonl(row(4, node_id="I_1"), row(5, node_id="I_5"), row(6, node_id="I_5"), row(7), row(1, node_id="I_1"))
+    )
+    assert (counts.inserted, counts.unchanged, counts.rejected) == (2, 1, 2)
+    assert await rows(store, "SELECT number, node_id FROM item WHERE tombstoned_at IS NULL ORDER BY 1") == [
+        (1, "I_1"), (2, None), (3, None), (5, "I_5"), (7, None)
+    ]  # fmt: skip
+    assert sorted(await rows(store, "SELECT reason FROM rejection")) == [
+        ("quillcap/marlframe#4: node_id: 'I_1' is that of quillcap/marlframe#1: correct it, or leave it out",),
+        ("quillcap/marlframe#6: node_id: 'I_5' is that of quillcap/marlframe#5: correct it, or leave it out",),
+    ]
+
+
+async def test_a_node_id_that_github_tells_elsewhere_was_transferred(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1, node_id="I_1")))
+    chunk = Chunk((parse_item(row(7, repo="brindle/oat", node_id="I_1")),), of_github=True)
+    assert (await store_chunk(store.pool, chunk, run_id=1)).inserted == 1
+    assert await rows(store, "SELECT number FROM item WHERE tombstoned_at IS NULL") == [(7,)]
+
+
 async def digest_with(store, stub, patience_seconds=2.0, **options):
     async with engines_of(stub, patience_seconds) as engines, recorded_run(store, "digest") as run:
         await digest(store, engines, run, **options)

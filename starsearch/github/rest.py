@@ -83,7 +83,7 @@ class RestSource:
             # the newest few leave a gap behind them: a checkpoint that is there stays, so that the next whole crawl fills it
             reached = checkpoint.high_water or high_water if newest else max(high_water, start)
             done = None if url else Checkpoint(checkpoint.repo, reached, checkpoint.host)
-            yield Chunk(tuple(items), tuple(rejections), done, name=checkpoint.repo)
+            yield Chunk(tuple(items), tuple(rejections), done, name=checkpoint.repo, of_github=True)
 
     def _next(self, response: httpx2.Response) -> str | None:
         """The Link header's next page; only on the same host, because the token goes with it."""

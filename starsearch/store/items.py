@@ -27,7 +27,9 @@ async def store_chunk(pool: Pool, chunk: Chunk, *, run_id: int, priority: int = 
     async with pool.connection() as connection:
         repositories = await ids_by_name(connection, names)
         rows = [(repositories[item.host, item.repo.lower()], item) for item in chunk.items]
-        counts = await store_rows(connection, rows, chunk.rejections, name=chunk.name, run_id=run_id, priority=priority)
+        rows, others = (rows, []) if chunk.of_github else await _without_others_node_ids(connection, rows)
+        rejections = [*chunk.rejections, *others]
+        counts = await store_rows(connection, rows, rejections, name=chunk.name, run_id=run_id, priority=priority)
         if chunk.checkpoint and chunk.checkpoint.high_water:
             repository = repositories[chunk.checkpoint.host, chunk.checkpoint.repo.lower()]
             moment = chunk.checkpoint.high_water
@@ -40,8 +42,9 @@ async def store_rows(
 ) -> Counts:
     """Store items whose repositories are known, in the caller's transaction."""
     await keep_plans(connection)
+    rows, repeated = _without_repeated_node_ids(rows)
     rows, purged = await _without_purged(connection, rows)
-    rejections = [*rejections, *[Rejection(0, "an item that was purged")] * purged]
+    rejections = [*rejections, *repeated, *[Rejection(0, "an item that was purged")] * purged]
     await _store_rejections(connection, run_id, name, rejections)
     counts = Counts(items=len(rows), rejected=len(rejections))
     for layer in _layers(rows):
@@ -75,6 +78,48 @@ def _layers(rows: Iterable[Row]) -> list[list[Row]]:
             layers.append(layer := {})
         layer[key] = (repository, item)
     return [list(layer.values()) for layer in layers]
+
+
+async def _without_others_node_ids(connection: AsyncConnection, rows: list[Row]) -> tuple[list[Row], list[Rejection]]:
+    """A slip in a file must not take the place of the living item whose node id it tells: only what comes of GitHub was transferred."""
+    named = [(place, *row) for place, row in enumerate(rows) if row[1].node_id]
+    if not named:
+        return rows, []
+    cursor = await connection.execute(
+        "SELECT s.place, r.full_name, i.number FROM unnest(%s::integer[], %s::bigint[], %s::integer[], %s::text[], %s::text[]) "
+        "AS s (place, repository_id, number, node_id, host) JOIN item i ON i.node_id = s.node_id "
+        "JOIN repository r ON r.id = i.repository_id AND r.host = s.host "
+        "WHERE (i.repository_id, i.number) <> (s.repository_id, s.number) AND i.tombstoned_at IS NULL AND r.gone_at IS NULL",
+        [
+            [place for place, _, _ in named],
+            [repository for _, repository, _ in named],
+            [item.number for _, _, item in named],
+            [item.node_id for _, _, item in named],
+            [item.host for _, _, item in named],
+        ],
+    )
+    holders = {place: f"{full_name}#{number}" for place, full_name, number in await cursor.fetchall()}
+    kept = [row for place, row in enumerate(rows) if place not in holders]
+    return kept, [_node_id_of_another(rows[place][1], holder) for place, holder in sorted(holders.items())]
+
+
+def _without_repeated_node_ids(rows: list[Row]) -> tuple[list[Row], list[Rejection]]:
+    """Two items cannot be the same one: of a node id told twice the first keeps it."""
+    holders: dict[tuple[str, str], Row] = {}
+    kept, rejections = [], []
+    for repository, item in rows:
+        holding, holder = holders.setdefault((item.host, item.node_id), (repository, item)) if item.node_id else (repository, item)
+        if (holding, holder.number) == (repository, item.number):
+            kept.append((repository, item))
+        else:
+            rejections.append(_node_id_of_another(item, f"{holder.repo}#{holder.number}"))
+    return kept, rejections
+
+
+def _node_id_of_another(item: Item, holder: str) -> Rejection:
+    """Without its line: a chunk does not tell of which line each item is."""
+    reason = f"{item.repo}#{item.number}: node_id: {str(item.node_id)[:60]!r} is that of {holder}: correct it, or leave it out"
+    return Rejection(0, reason)
 
 
 async def _without_purged(connection: AsyncConnection, rows: list[Row]) -> tuple[list[Row], int]:
