@@ -1,4 +1,5 @@
 """Made-up foreign bytes at every parser of them: whatever comes, it is read, or refused in one of our own errors; never anything else.
+What is read as an item goes on into a real PostgreSQL.
 
 By default the same 150 cases each; `make fuzz` searches longer, elsewhere each time.
 """
@@ -8,6 +9,8 @@ import gzip
 import io
 import json
 import os
+import random
+import string
 from datetime import UTC, datetime
 
 import httpx2
@@ -28,8 +31,10 @@ from starsearch.inference.prompts import PROMPT_VERSION, instructions, prompt_fo
 from starsearch.inference.summarize import summarize
 from starsearch.jsonl import read_chunks
 from starsearch.lists import read_list
-from starsearch.models import Checkpoint, DueItem, Item, clean, parse_item
+from starsearch.models import Checkpoint, Chunk, DueItem, Item, clean, parse_item
 from starsearch.settings import Settings
+from starsearch.store.items import store_chunk
+from starsearch.store.runs import start_run
 from starsearch.store.search import clean_query
 from starsearch.terminal import safe
 from starsearch.untrusted import fence, visible, without_links
@@ -46,6 +51,7 @@ FUZZ = settings(
     print_blob=True,
 )
 
+LETTERS = string.ascii_letters + string.digits + " "
 text = st.text(st.characters(), max_size=200)  # lone surrogates, NUL and every plane included
 nasty = st.sampled_from(
     ["\x1b]0;owned\x07", "<!--", "</item>", "\ud800", "\0", "\u202e", "javascript:alert(1)", "[x](//evil.example)", "%s{}$(id)"]
@@ -100,6 +106,66 @@ def test_a_record_is_an_item_or_rejected(value):
     assert "\0" not in item.title + item.body + (item.author or "")
     (item.title + item.body + "".join(item.digest_comments)).encode()
     assert item.content_hash == parse_item(value).content_hash
+
+
+def incompressible(seed, length, letters):
+    """PostgreSQL compresses what it indexes: a letter repeated fits where other text of its length does not."""
+    return "".join(random.Random(seed).choices(letters, k=length))
+
+
+long = st.builds(  # lower() makes U+023A three bytes of two
+    incompressible,
+    st.integers(0, 99),
+    st.sampled_from([250, 499, 999, 1_001, 1_999, 3_000, 10_000]),
+    st.sampled_from([LETTERS, "\u023aǅé "]),
+)
+odd = words | long
+moments = st.builds(
+    lambda moment, offset: moment.isoformat() + offset, st.datetimes(), st.sampled_from(["", "Z", "+14:00", "-12:00", "+00:00:01"])
+)
+records = st.fixed_dictionaries(
+    {},
+    optional={
+        "number": st.integers(1, 4) | st.integers(),
+        "title": odd,
+        "body": odd,
+        "url": odd.map("https://github.com/".__add__),
+        "author": odd,
+        "labels": st.lists(odd, max_size=3),
+        "node_id": st.sampled_from(["", "I_1", "I_2"]) | odd,
+        "database_id": st.sampled_from([1, 2]) | st.integers(),
+        "host": st.sampled_from(["github.com", "ghe.example"]) | odd,
+        "comments": st.lists(st.fixed_dictionaries({"body": odd}, optional={"author": odd, "created_at": moments}), max_size=3),
+        "comments_count": st.integers(),
+        "type": st.sampled_from(["issue", "pull_request"]),
+        **dict.fromkeys(("created_at", "updated_at", "closed_at", "merged_at"), moments),
+    },
+).map(ITEM.__or__)
+
+
+@settings(FUZZ, max_examples=max(1, EXAMPLES // 3))  # each is a transaction
+@given(values=st.lists(records | damaged(ITEM), min_size=1, max_size=5))
+@example(values=[ITEM | {"number": n, "node_id": "I_1"} for n in (1, 2)])
+@example(values=[ITEM | {"title": incompressible(0, 1_500_000, LETTERS)}])
+@example(values=[ITEM | {"url": "https://github.com/" + incompressible(0, 3_000, LETTERS)}])
+@example(values=[ITEM | {"author": incompressible(0, 3_000, LETTERS)}])
+@example(values=[ITEM | {"labels": [incompressible(0, 3_000, LETTERS)]}])
+@example(values=[ITEM | {"created_at": "0001-01-01T00:00:00+14:00"}])
+@example(values=[ITEM | {"created_at": "0001-01-01T00:00:00Z", "database_id": 2**63 - 1}])
+async def test_whatever_is_an_item_postgresql_stores_and_gives_back(store, values):
+    items, rejected = [], 0
+    for value in values:
+        try:
+            items.append(parse_item(value))
+        except Rejected:
+            rejected += 1
+    counts = await store_chunk(store.pool, Chunk(tuple(items), name="fuzz"), run_id=await start_run(store.pool, "ingest"))
+    assert counts.items + counts.rejected + rejected == len(values)
+    async with store.pool.connection() as connection:
+        cursor = await connection.execute("SELECT i.* FROM item i WHERE number = ANY (%s)", [[item.number for item in items]])
+        assert bool(await cursor.fetchall()) == bool(counts.items)
+        twice = "SELECT i.node_id FROM item i JOIN repository r ON r.id = repository_id GROUP BY host, 1 HAVING count(i.node_id) > 1"
+        assert await (await connection.execute(twice)).fetchall() == []
 
 
 @FUZZ
