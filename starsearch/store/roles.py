@@ -25,6 +25,7 @@ async def set_up_roles(connection: AsyncConnection, *, prefix: str = PREFIX) -> 
         async with connection.transaction():
             made = [name for name in names.values() if await _create(connection, name)]
             await _join(connection, names["owner"])
+            await _join(connection, names["reader"])
             await _hand_over(connection, names["owner"])
             await connection.execute(_grants(names, connection.info.dbname))
     except psycopg.errors.InsufficientPrivilege as error:
@@ -48,11 +49,11 @@ async def _create(connection: AsyncConnection, name: str) -> bool:
     return row is None
 
 
-async def _join(connection: AsyncConnection, owner: str) -> None:
-    """Who may make roles and is no superuser administers those it made and, since PostgreSQL 16, cannot hand tables to them yet."""
-    cursor = await connection.execute("SELECT pg_has_role(%s, 'USAGE')", [owner])
+async def _join(connection: AsyncConnection, name: str) -> None:
+    """Since PostgreSQL 16 who made a role and is no superuser is not in it, and could neither hand tables to it nor step down to it."""
+    cursor = await connection.execute("SELECT pg_has_role(%s, 'USAGE')", [name])
     if await cursor.fetchone() == (False,):
-        await connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(owner)))
+        await connection.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(name)))
 
 
 async def _hand_over(connection: AsyncConnection, owner: str) -> None:

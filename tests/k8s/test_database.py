@@ -54,6 +54,17 @@ async def test_what_an_administrator_is_told_to_run_is_enough(application):
             await check_role(connection)
 
 
+async def test_an_owner_that_may_make_roles_only_later_serves_after_making_them(application):
+    with psycopg.connect(application, user="postgres", autocommit=True) as administrator:
+        administrator.execute("ALTER ROLE starsearch NOCREATEROLE")
+        async with await connect(application) as connection:
+            await migrate(connection)
+            administrator.execute("ALTER ROLE starsearch CREATEROLE")
+            await set_up_roles(connection)
+    async with open_reader_pool(application, size=1) as pool, pool.connection() as connection:
+        assert await (await connection.execute("SELECT current_user")).fetchone() == ("starsearch_reader",)
+
+
 async def test_the_owner_serves_makes_the_roles_and_their_logins_do_what_they_are_for(application):
     async with await connect(application) as connection:
         await migrate(connection)
