@@ -406,6 +406,27 @@ async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, j
     assert (await read_status(store.pool)).complete
 
 
+@pytest.mark.parametrize("attempt", range(digests.ATTEMPTS))  # at which the old text fails while the new one is stored
+async def test_failures_of_a_text_that_changed_meanwhile_are_not_charged_to_the_new_one(store, row, jsonl, attempt):
+    await ingest_file(store, jsonl(row(1)))
+    changed = jsonl(row(1, body="Changed meanwhile.", updated_at="2026-05-01T00:00:00Z"), name="changed.jsonl")
+    loop = asyncio.get_running_loop()
+
+    class Meddler(StubEngine):
+        async def __call__(self, request):
+            if request.url.path.endswith("/chat/completions") and self.asked.total() == attempt:
+                await loop.create_task(ingest_file(store, changed))
+            return await super().__call__(request)
+
+    # the new text needs every attempt that it has
+    stub = Meddler(lambda text, times: None if "Changed meanwhile" in text and times == digests.ATTEMPTS - 1 else nonsense())
+    done = await digest_with(store, stub)
+    assert (done.embedded, done.dead_letters) == (1, 0)
+    assert list(stub.asked.values()) == [attempt + 1, digests.ATTEMPTS]
+    assert await rows(store, "SELECT FROM dead_letter") == []
+    assert (await read_status(store.pool)).complete
+
+
 async def test_a_job_at_work_outlives_a_migration_and_a_later_one_of_the_old_version_refuses(store, row, jsonl, monkeypatch):
     await ingest_file(store, jsonl(*(row(n) for n in range(1, 200))))
     loop, ours = asyncio.get_running_loop(), migrate.migrations()

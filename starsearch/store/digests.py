@@ -186,9 +186,15 @@ async def _end_lease(connection: AsyncConnection, version_id: int, digests: Sequ
 
 
 async def _store_failures(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> int:
-    """Count an attempt against each failed item; returns how many became dead letters."""
+    """Count an attempt against each failed item; returns how many became dead letters.
+
+    Not against one whose text has changed meanwhile: what failed was the older one, so the new one is due with all its attempts.
+    """
+    changed = await _free_changed(connection, version_id, failures) if failures else set()
     dead = 0
     for failure in failures:
+        if failure.item.id in changed:
+            continue
         attempts = failure.item.attempts + failure.error.attempt
         values = {
             "version": version_id,
@@ -217,3 +223,18 @@ async def _store_failures(connection: AsyncConnection, version_id: int, failures
         )
         await connection.execute("DELETE FROM due WHERE version_id = %(version)s AND item_id = %(item)s", values)
     return dead
+
+
+async def _free_changed(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> set[int]:
+    """End the leases of those with another text by now; returns their ids.
+
+    `_held` has locked the items, so a newer text is either committed, and seen here, or waits for us and is made due after us.
+    """
+    cursor = await connection.execute(
+        "UPDATE due d SET lease_token = NULL, lease_worker = NULL, due_at = now(), attempts = 0 "
+        "FROM item i, unnest(%s::bigint[], %s::bytea[]) AS failed (id, content_hash) "
+        "WHERE d.version_id = %s AND d.item_id = failed.id AND i.id = failed.id AND i.content_hash <> failed.content_hash "
+        "RETURNING d.item_id",
+        [[failure.item.id for failure in failures], [failure.item.content_hash for failure in failures], version_id],
+    )
+    return {item_id for (item_id,) in await cursor.fetchall()}
