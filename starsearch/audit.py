@@ -49,13 +49,19 @@ FROM due u JOIN item i ON i.id = u.item_id JOIN repository r ON r.id = i.reposit
 WHERE u.version_id = %s AND (u.lease_worker IS NOT NULL OR u.attempts > 0) AND i.tombstoned_at IS NULL AND r.gone_at IS NULL
 GROUP BY 1 ORDER BY 2 DESC
 """
+# as item_state counts them; an item whose newer text is dead is counted as stored, in its older one
 DEAD = """
-SELECT stage, x.reason, count(*) AS count
-FROM dead_letter x JOIN item i ON i.id = item_id
-WHERE x.version_id = %s AND x.content_hash = i.content_hash AND i.tombstoned_at IS NULL GROUP BY 1, 2
+SELECT stage, 'dead letter: ' || x.reason AS reason, count(*) AS count
+FROM dead_letter x JOIN item i ON i.id = item_id JOIN repository r ON r.id = i.repository_id
+WHERE x.version_id = %s AND x.content_hash = i.content_hash AND i.tombstoned_at IS NULL AND r.gone_at IS NULL GROUP BY 1, 2
 UNION ALL
-SELECT 'fetch', reason, count(*) FROM fetch_failure JOIN item i ON i.id = item_id
-WHERE dead AND i.tombstoned_at IS NULL GROUP BY 1, 2
+SELECT 'fetch', CASE WHEN i.stored_at IS NULL THEN '' ELSE 'changed, its new text is a ' END || 'dead letter: ' || reason, count(*)
+FROM fetch_failure f
+JOIN item i ON i.id = item_id AND i.seen_updated_at IS NOT DISTINCT FROM f.seen_updated_at
+JOIN repository r ON r.id = i.repository_id
+WHERE dead AND (i.stored_at IS NULL OR i.seen_updated_at > coalesce(i.updated_at, '-infinity'))
+  AND i.tombstoned_at IS NULL AND r.gone_at IS NULL
+GROUP BY 1, 2
 ORDER BY 3 DESC
 """
 SWEEPS = """
@@ -229,7 +235,7 @@ def _status(seen: _Seen) -> Status:
         recall=seen.recall,
         versions=found,
         warnings=[*_warnings(seen.recall, seen.counted, rest["failure"], rest["paused"])],
-        gaps=seen.gaps + [Gap(row["stage"], f"dead letter: {row['reason']}", row["count"]) for row in seen.dead],
+        gaps=seen.gaps + [Gap(row["stage"], row["reason"], row["count"]) for row in seen.dead],
         gated=seen.gated,
     )
 

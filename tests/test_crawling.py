@@ -21,9 +21,11 @@ from starsearch.github.rest import open_source
 from starsearch.inference.client import open_client, preflight
 from starsearch.models import Filters, IndexVersion, SeenItem
 from starsearch.pipeline import digest, recorded_run
+from starsearch.store.dead_letters import Choice, find_dead_letters
 from starsearch.store.repository_leases import claim_repositories
 from starsearch.store.search import search
 from starsearch.store.sweeps import Reached, advance, record_seen
+from starsearch.store.tallies import reconcile
 from starsearch.store.versions import ensure_version
 from tests.crawls import LONG_AGO, crawl_now, follow, key_pair, opened, rows
 from tests.standin.oracle import Comparison, compare, marks_ahead, stored_items
@@ -418,6 +420,67 @@ async def test_what_changed_before_issues_were_switched_off_comes_when_they_are_
     await crawl_now(store, standin, "quillcap/marlframe")
     assert await compared(store, world) == Comparison()
     assert await ahead(store, world) == []
+
+
+async def dead_at_fetch(store, standin, world, item, *names):
+    """Three crawls that GitHub does not tell this item's text, and then none of that any more."""
+    standin.faults.add("forbidden", operation="Fetch", ids={item.node_id}, times=None)
+    for _ in range(3):
+        await crawl_now(store, standin, *names)
+        world.advance(3_600)
+    standin.faults.clear()
+    assert [letter.number for letter in await find_dead_letters(store.pool, Choice())] == [item.number]
+
+
+async def test_a_dead_letter_of_the_fetch_is_over_when_its_item_changes_and_is_fetched(store, standin, world):
+    _, items = filled(world, issues=3)
+    await dead_at_fetch(store, standin, world, items[1], "quillcap/marlframe")
+    world.update_item(items[1], body="Column 1 is doubled, and everybody may know.")
+    await crawl_now(store, standin, "quillcap/marlframe")
+    await asked_to_digest(store)
+    assert await find_dead_letters(store.pool, Choice()) == []
+    assert await rows(store, "SELECT FROM fetch_failure") == []
+    status = await read_status(store.pool)
+    assert (status.complete, status.dead_letters, status.gaps) == (True, 0, [])
+    assert (await reconcile(store.pool)).differences == []
+
+
+@pytest.mark.parametrize(("stored", "reason"), [(True, "changed, new text not fetched yet"), (False, "known, text not fetched yet")])
+async def test_an_update_after_a_dead_letter_is_missed_until_it_is_fetched(store, standin, world, stored, reason):
+    _, items = filled(world, issues=3)
+    if stored:
+        await crawl_now(store, standin, "quillcap/marlframe")
+        world.advance(3_600)
+        world.update_item(items[1], body="Column 1 is a secret.")
+    await dead_at_fetch(store, standin, world, items[1], "quillcap/marlframe")
+    await asked_to_digest(store)
+    status = await read_status(store.pool)
+    dead = "changed, its new text is a dead letter: FORBIDDEN" if stored else "dead letter: FORBIDDEN"
+    assert (status.complete, [(gap.reason, gap.count) for gap in status.gaps]) == (True, [(dead, 1)])
+
+    world.update_item(items[1], body="Column 1 is no secret any more.")
+    standin.faults.add("exhausted", operation="Fetch")  # the crawl ends between what it was told and its text
+    with pytest.raises(RateLimited):
+        await crawl_now(store, standin, "quillcap/marlframe")
+    status = await read_status(store.pool)
+    assert (status.complete, status.dead_letters, [(gap.reason, gap.count) for gap in status.gaps]) == (False, 0, [(reason, 1)])
+    assert await find_dead_letters(store.pool, Choice()) == []
+    assert (await reconcile(store.pool)).differences == []
+
+
+async def test_attempts_do_not_add_up_over_successes(store, standin, world):
+    """GitHub refuses every update of it once: no dead letter comes of that."""
+    _, items = filled(world, issues=2)
+    for hour in range(4):
+        world.update_item(items[1], body=f"Column 1 was doubled {hour} times.")
+        standin.faults.add("forbidden", operation="Fetch", ids={items[1].node_id})
+        await crawl_now(store, standin, "quillcap/marlframe")
+        assert await rows(store, "SELECT attempts, dead FROM fetch_failure") == [(1, False)]
+        world.advance(3_600)
+        await crawl_now(store, standin, "quillcap/marlframe")
+        assert await rows(store, "SELECT attempts, dead FROM fetch_failure") == []
+        world.advance(3_600)
+    assert await compared(store, world) == Comparison()
 
 
 async def test_a_repository_that_github_will_not_tell_is_swept_next_time(store, standin, world):

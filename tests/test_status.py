@@ -9,6 +9,7 @@ from pgvector import HalfVector
 from starsearch.audit import GAPS, read_status
 from starsearch.explain import explain
 from starsearch.models import IndexVersion
+from starsearch.store.dead_letters import Choice, count_dead_letters
 from starsearch.store.leases import find_due
 from starsearch.store.tallies import fold, reconcile
 from starsearch.store.versions import ensure_version
@@ -213,6 +214,21 @@ async def test_items_of_a_repository_that_is_gone_are_not_counted(store, filled)
     assert (await read_status(store.pool)).known == ITEMS * 7 / 8
     await run(store, "UPDATE repository SET gone_at = NULL WHERE id = 1")
     assert (await read_status(store.pool)).known == ITEMS
+
+
+async def test_gaps_name_every_dead_letter_that_is_counted_and_no_other(store, filled):
+    await run(store, "UPDATE item SET stored_at = NULL WHERE id BETWEEN 1001 AND 1016")  # two of each repository
+    failure = "INSERT INTO fetch_failure (item_id, attempts, dead, reason, detail) SELECT id, 3, true, 'too heavy', '' FROM item WHERE "
+    await run(store, failure + "id BETWEEN 1001 AND 1016")
+    await run(store, "UPDATE repository SET gone_at = now() WHERE id = 1")
+    await run(store, "UPDATE item SET tombstoned_at = now() WHERE id IN (2, 1002)")
+    await run(store, "UPDATE item SET seen_updated_at = now() WHERE id = 1003")  # newer than what failed
+    status = await read_status(store.pool)
+    named = {(gap.stage, gap.reason): gap.count for gap in status.gaps if "dead letter" in gap.reason}
+    stored = sum(1 for number in DEAD if number % 8 and number != 2)
+    assert named == {("summarize", "dead letter: empty summary"): stored, ("fetch", "dead letter: too heavy"): 14 - 2}
+    assert sum(named.values()) == status.dead_letters == sum(count for *_, count in await count_dead_letters(store.pool, Choice())) - stored
+    assert (await reconcile(store.pool)).differences == []
 
 
 async def test_what_is_waiting_and_what_was_slow_is_told(store, filled):

@@ -13,7 +13,7 @@ from starsearch.store.database import Pool, keep_plans
 from starsearch.store.leases import LIVE
 from starsearch.store.repositories import ids_by_name
 from starsearch.store.statements import statement
-from starsearch.store.sweeps import Reached, advance, release_node_ids
+from starsearch.store.sweeps import Reached, advance, end_failures, release_node_ids
 
 Key = tuple[int, int]  # repository id, number
 Row = tuple[int, Item]  # repository id, item
@@ -52,6 +52,7 @@ async def store_rows(
         counts.inserted += sum(inserted for _, inserted in changed)
         counts.updated += sum(not inserted for _, inserted in changed)
         await _make_due(connection, [item_id for item_id, _ in changed], priority)
+    await end_failures(connection, [repository for repository, _ in rows], [item.number for _, item in rows])
     counts.unchanged = counts.items - counts.inserted - counts.updated
     return counts
 

@@ -119,7 +119,7 @@ async def record_failures(connection: AsyncConnection, host: str, failures: Sequ
         INSERT INTO fetch_failure AS f (item_id, attempts, dead, reason, detail, seen_updated_at)
         SELECT i.id, 1, s.permanent, s.reason, s.detail, i.seen_updated_at
         FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) AS s (node_id, reason, detail, permanent)
-        JOIN item i ON i.node_id = s.node_id AND (SELECT host FROM repository WHERE id = i.repository_id) = %s
+        JOIN item i ON i.node_id = s.node_id AND (SELECT host FROM repository WHERE id = i.repository_id) = %s ORDER BY i.id
         ON CONFLICT (item_id) DO UPDATE SET
           attempts = CASE WHEN f.seen_updated_at IS DISTINCT FROM excluded.seen_updated_at THEN 1 ELSE f.attempts + 1 END,
           dead = excluded.dead OR (f.seen_updated_at IS NOT DISTINCT FROM excluded.seen_updated_at AND f.attempts + 1 >= %s),
@@ -136,3 +136,20 @@ async def record_failures(connection: AsyncConnection, host: str, failures: Sequ
         ],
     )
     return {node for node, dead in await cursor.fetchall() if dead}
+
+
+async def end_failures(connection: AsyncConnection, repositories: Sequence[int], numbers: Sequence[int]) -> None:
+    """What failed before is over for those of these items whose text is now as new as anything that was told of them."""
+    await connection.execute(
+        """
+        WITH over AS MATERIALIZED (
+          SELECT f.item_id FROM unnest(%s::bigint[], %s::integer[]) AS s (repository_id, number)
+          JOIN item i ON i.repository_id = s.repository_id AND i.number = s.number AND i.stored_at IS NOT NULL
+          JOIN fetch_failure f ON f.item_id = i.id
+          WHERE (i.seen_updated_at > coalesce(i.updated_at, '-infinity')) IS NOT TRUE
+          ORDER BY f.item_id FOR UPDATE OF f
+        )
+        DELETE FROM fetch_failure f USING over WHERE f.item_id = over.item_id
+        """,
+        [list(repositories), list(numbers)],
+    )

@@ -11,9 +11,11 @@ from starsearch.audit import read_status
 from starsearch.models import IndexVersion
 from starsearch.store import migrate as module
 from starsearch.store.database import connect, open_database
+from starsearch.store.dead_letters import Choice, find_dead_letters
 from starsearch.store.leases import claim, find_due
 from starsearch.store.migrate import migrate, migrations
 from starsearch.store.search import search
+from starsearch.store.tallies import reconcile
 from starsearch.store.versions import active_version
 
 VERSION = IndexVersion("axes", "", 4, "recipe", "model", "v1")
@@ -30,6 +32,8 @@ async def fill(connection):
     await add_version(connection)
     await add_outcomes(connection)
     await add_costs(connection)
+    if await has(connection, "SELECT FROM pg_class WHERE relname = 'fetch_failure'"):
+        await add_failed_fetches(connection)
 
 
 async def add_items(connection):
@@ -85,6 +89,18 @@ async def add_outcomes(connection):
     )
 
 
+async def add_failed_fetches(connection):
+    """All dead: of a text that was stored after all, of the text that is known, and of an older one than that."""
+    await connection.execute("UPDATE item SET seen_updated_at = updated_at - interval '1 day'")
+    await connection.execute("UPDATE item SET seen_updated_at = updated_at + interval '1 hour' WHERE number IN (%s, %s)", [DUE, DEAD])
+    await connection.execute(
+        "INSERT INTO fetch_failure (item_id, attempts, dead, reason, detail, seen_updated_at) "
+        "SELECT id, 3, true, 'FORBIDDEN', '', CASE number WHEN %s THEN seen_updated_at ELSE updated_at - interval '1 day' END "
+        "FROM item WHERE stored_at IS NOT NULL",
+        [DEAD],
+    )
+
+
 async def add_costs(connection):
     await connection.execute(
         "INSERT INTO engine_call (run_id, purpose, model, lease_token, items, settled_at, outcome, requests, prompt_tokens, completion_tokens) "
@@ -130,6 +146,17 @@ async def test_a_database_of_every_earlier_schema_comes_up_to_date_with_its_data
         status = await read_status(pool)
         assert (status.known, status.stored, status.embedded) == (4, 3, 1)
         assert {gap.stage for gap in status.gaps} >= {"fetch"}
+        if earlier >= 2:  # with fetch_failure: what failed before the text was stored is over, what failed of an older text counts no more
+            reasons = {gap.reason: gap.count for gap in status.gaps if gap.stage == "fetch"}
+            assert reasons == {
+                "known, text not fetched yet": 1,
+                "changed, new text not fetched yet": 1,
+                "changed, its new text is a dead letter: FORBIDDEN": 1,
+            }
+            assert [letter.number for letter in await find_dead_letters(pool, Choice(stage="fetch"))] == [DEAD]
+            async with pool.connection() as connection:
+                assert not await has(connection, "SELECT FROM fetch_failure f JOIN item i ON i.id = f.item_id WHERE i.number = 1")
+            assert (await reconcile(pool)).differences == []
         assert status.usage["prompt_tokens"] == 700
         (hit, *_) = (await search(pool, version, "totals", VECTOR)).hits
         assert (hit.number, hit.summary, hit.scores["vector"]) == (DIGESTED, "Totals are doubled.", 1.0)
