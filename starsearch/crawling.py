@@ -14,6 +14,7 @@ from starsearch.github.batches import BATCH, Failed, Missing
 from starsearch.github.client import GitHub
 from starsearch.github.resolve import NAMES, resolve
 from starsearch.github.rest import FIRST_REACH, RestSource
+from starsearch.leftovers import fetch_leftovers
 from starsearch.models import RepositoryFacts
 from starsearch.pipeline import Run, ingest
 from starsearch.progress import Progress, no_progress
@@ -23,6 +24,7 @@ from starsearch.store.leases import worker
 from starsearch.store.purges import purged_names
 from starsearch.store.repositories import count_followed, mark_failed, nodes_by_name, store_facts, to_sweep, unresolved
 from starsearch.store.repository_leases import begin_sweep, claim_repositories, count_unswept, give_back_repositories
+from starsearch.store.unfetched import Scope
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ async def crawl(
     run: Run,
     options: CrawlOptions = DEFAULTS,
 ) -> dict[str, str]:
-    """Store what changed in the named repositories, or (none named) in the followed list.
+    """Store what changed in the named repositories, or (none named) in the followed list, and what was left of earlier crawls.
 
     Returns the ones that were not crawled, with the reason; they join the next crawl. Raises RateLimited or SourceUnavailable after
     storing what had come.
@@ -69,11 +71,15 @@ async def crawl(
     since = options.since or source.now - FIRST_REACH
     fetcher = Fetcher(store, source, run, host=options.host, comments=options.comments, batch=options.batch)
     cycle = Cycle(source, fetcher, run.progress, host=options.host, batch=options.batch)
+    chosen: list[int] | None = None
     with rare_collections():
         if repositories:
-            await cycle.sweep(await to_sweep(store.pool, options.host, nodes, since=since))
+            named = await to_sweep(store.pool, options.host, nodes, since=since)
+            chosen = [repository.id for repository in named]
+            await cycle.sweep(named)
         else:
             await _sweep_list(store, cycle, options.host, now=source.now, since=since)
+        await fetch_leftovers(store, fetcher, Scope(options.host, chosen, run.id), run.progress)
     _tell(cycle.notes, named=bool(repositories))
     return failed | dict.fromkeys(cycle.gone, f"{GONE}: its items left search") | cycle.failed
 

@@ -25,11 +25,15 @@ from starsearch.store.sweeps import FetchFailure, entomb, record_failures
 Also = Callable[[AsyncConnection, set[str]], Awaitable[None]]
 
 
+async def nothing_else(_connection: AsyncConnection, _settled: set[str]) -> None:
+    """Nothing else belongs into the transaction."""
+
+
 class Fetcher:
-    """`tombstones` and `fetched` count items; one transaction at a time, so that which of them completes something is certain."""
+    """`tombstones`, `fetched` and `failed` count items; one transaction at a time, so that which of them completes something is certain."""
 
     def __init__(self, store: Store, github: GitHub, run: Run, *, host: str, comments: int, batch: int, priority: int = LIVE) -> None:
-        self.fetched = self.tombstones = 0
+        self.fetched = self.tombstones = self.failed = 0
         self._store, self._run = store, run
         self._host, self._comments, self._priority = host, comments, priority
         self._batches = Batches(github, "fetch", size=batch)
@@ -45,7 +49,7 @@ class Fetcher:
         async with self._writing, self._store.pool.connection() as connection:
             yield connection
 
-    async def fetch(self, wanted: Mapping[str, tuple[str, int]], also: Also) -> None:
+    async def fetch(self, wanted: Mapping[str, tuple[str, int]], also: Also = nothing_else) -> None:
         """Fetch and store. `wanted`: by node id, the (node id, id) of the repository each was seen in."""
         found = await self._batches.ask(list(wanted), comments=max(self._comments, 1), withComments=self._comments > 0)
         items, failures = self._read(found)
@@ -57,6 +61,7 @@ class Fetcher:
             settled = wanted.keys() - {failure.node_id for failure in failures} | dead
             await also(connection, settled)
         self.fetched += len(items)
+        self.failed += len(failures)
 
     def _read(self, found: Mapping[str, Found]) -> tuple[list[tuple[Item, RepositoryFacts]], list[FetchFailure]]:
         items, failures = [], []

@@ -6,8 +6,6 @@ Neither moves updatedAt, so no sweep sees it. A hundred items cost one point.
 from dataclasses import dataclass
 from datetime import datetime
 
-from psycopg import AsyncConnection
-
 from starsearch.crawling import CrawlOptions
 from starsearch.fetching import Fetcher
 from starsearch.github.batches import LARGEST, Batches, Failed, Found, Missing
@@ -46,9 +44,7 @@ async def check_items(store: Store, github: GitHub, run: Run, options: CrawlOpti
         found = await batches.ask([item.node_id for item in stored])
         changed = [item for item in stored if _changed(item, found[item.node_id], comments=options.comments > 0)]
         for start in range(0, len(changed), fetcher.size):
-            await fetcher.fetch(
-                {item.node_id: (item.repository_node, item.repository) for item in changed[start : start + fetcher.size]}, _nothing
-            )
+            await fetcher.fetch({item.node_id: (item.repository_node, item.repository) for item in changed[start : start + fetcher.size]})
         await turn(store.pool, ROTATION, stored[-1].id)
         checks.checked += len(stored)
         checks.failed += sum(isinstance(node, Failed) for node in found.values())
@@ -66,7 +62,3 @@ def _changed(item: Checked, node: Found, *, comments: bool) -> bool:
     moved = node["repository"]["id"] != item.repository_node
     newer = item.updated_at is None or datetime.fromisoformat(node["updatedAt"]) > item.updated_at
     return moved or newer or (comments and node["comments"]["totalCount"] != item.comments_count)
-
-
-async def _nothing(_connection: AsyncConnection, _settled: set[str]) -> None:
-    """Nothing else belongs into the transaction."""

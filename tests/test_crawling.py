@@ -15,19 +15,24 @@ from starsearch.crawling import CrawlOptions, crawl
 from starsearch.cycle import Cycle
 from starsearch.engines import Engines
 from starsearch.errors import NotStored, RateLimited, SourceUnavailable
+from starsearch.fetching import Fetcher
 from starsearch.github.client import open_github
 from starsearch.github.credentials import AppInstallation, Credential
 from starsearch.github.rest import open_source
 from starsearch.inference.client import open_client, preflight
+from starsearch.leftovers import fetch_leftovers
 from starsearch.models import Filters, IndexVersion, SeenItem
 from starsearch.pipeline import digest, recorded_run
-from starsearch.store.dead_letters import Choice, find_dead_letters
+from starsearch.progress import no_progress
+from starsearch.store.dead_letters import Choice, find_dead_letters, retry_dead_letters
+from starsearch.store.leases import worker
 from starsearch.store.repository_leases import claim_repositories
 from starsearch.store.search import search
 from starsearch.store.sweeps import Reached, advance, record_seen
 from starsearch.store.tallies import reconcile
+from starsearch.store.unfetched import Scope
 from starsearch.store.versions import ensure_version
-from tests.crawls import LONG_AGO, crawl_now, follow, key_pair, opened, rows
+from tests.crawls import HOST, LONG_AGO, crawl_now, follow, key_pair, opened, rows
 from tests.standin.oracle import Comparison, compare, marks_ahead, stored_items
 from tests.standin.server import StandIn
 from tests.standin.world import World
@@ -679,6 +684,93 @@ async def numbers_found(store, repo="quillcap/marlframe"):
     return {hit.number for hit in found.hits}
 
 
+# what no list tells of any more
+
+
+@pytest.mark.parametrize("followed", [True, False])
+@pytest.mark.parametrize("stored", [True, False])  # an earlier text of it
+async def test_a_dead_letter_that_is_retried_is_fetched_by_the_next_crawl_and_digested(store, standin, world, stored, followed):
+    repository, items = filled(world, issues=3)
+    names = () if followed else ("quillcap/marlframe",)
+    await follow(store, [repository] if followed else [])
+    if stored:
+        await crawl_now(store, standin, *names)
+        world.advance(3_600)
+        world.update_item(items[1], body="Column 1 is a secret.")
+    await dead_at_fetch(store, standin, world, items[1], *names)
+    await crawl_now(store, standin, *names)  # its mark is behind it by now, and nobody asked to try again
+    assert standin.counters.requests["Fetch"] == (4 if stored else 3)
+    assert await asked_to_digest(store) == (3 if stored else 2)
+    assert await retry_dead_letters(store.pool, Choice()) == {"digest": 0, "fetch": 1}
+    assert not (await read_status(store.pool)).complete
+    world.advance(3_600)
+    crawled = await crawl_now(store, standin, *names)
+    assert (crawled.counts.items, await asked_to_digest(store)) == (1, 1)
+    assert await compared(store, world) == Comparison()
+    status = await read_status(store.pool)
+    assert (status.complete, status.gaps) == (True, [])
+
+
+async def test_what_is_left_of_a_repository_that_is_not_followed_any_more_is_fetched_until_its_attempts_are_spent(store, standin, world):
+    kept, _ = filled(world, issues=1)
+    left, items = filled(world, issues=4, name="brindle/oat")
+    await follow(store, [kept, left])
+    standin.faults.add("forbidden", operation="Fetch", ids={items[0].node_id, items[1].node_id})
+    await crawl_now(store, standin)
+    await follow(store, [kept])
+    standin.faults.add("forbidden", operation="Fetch", ids={items[1].node_id}, times=None)
+    attempts = partial(rows, store, "SELECT number, attempts, dead FROM fetch_failure JOIN item ON id = item_id ORDER BY number")
+    for tried in ([(2, 2, False)], [(2, 3, True)], [(2, 3, True)]):
+        before = await attempts()
+        world.advance(3_600)
+        await crawl_now(store, standin, "quillcap/marlframe")  # another repository alone
+        assert await attempts() == before
+        await crawl_now(store, standin)
+        assert await attempts() == tried
+    assert standin.counters.requests["Fetch"] == 3
+    assert (await compared(store, world)).missed == [("brindle/oat", 2)]
+
+
+LEASED = "UPDATE repository SET lease_token = 1, lease_worker = %s, lease_until = now() + interval '1 hour'"
+BACKFILL_RUN = "INSERT INTO run (kind, started_at, finished_at) VALUES ('backfill', now() - %s::interval, %s::timestamptz)"
+BACKFILL_PART = (
+    "WITH b AS (INSERT INTO backfill (request, since, until) VALUES ('{}', now(), now()) RETURNING id) "
+    "INSERT INTO backfill_part (backfill_id, repository_id, kind, done_at) SELECT b.id, r.id, 'issue', %s::timestamptz FROM b, repository r"
+)
+AT_WORK = (BACKFILL_RUN, "1 hour", None)
+
+
+@pytest.mark.parametrize(
+    ("statements", "fetched"),
+    [
+        ([], 2),
+        ([(LEASED, "living")], 0),  # a crawl at work has it in hand
+        ([(LEASED, "dead")], 2),
+        ([AT_WORK, (BACKFILL_PART, None)], 1),  # a backfill reads the issues; the other is a pull request
+        ([AT_WORK, (BACKFILL_PART, "2026-01-01")], 2),  # and is done with them
+        ([(BACKFILL_RUN, "1 hour", "2026-01-01"), (BACKFILL_PART, None)], 2),  # and ended without them
+        ([(BACKFILL_RUN, "2 days", None), (BACKFILL_PART, None)], 2),  # and was killed
+        ([("INSERT INTO purge (host, repository) SELECT host, full_name FROM repository",)], 0),
+        ([("INSERT INTO purge (host, repository, number) SELECT host, full_name, 1 FROM repository",)], 1),
+        ([("UPDATE item SET tombstoned_at = now() WHERE number = 2",)], 1),
+        ([("UPDATE repository SET gone_at = now()",)], 0),
+        ([("UPDATE repository SET host = 'ghe.example.com'",)], 0),
+        ([("UPDATE item SET node_id = NULL WHERE number = 1",)], 1),  # of a file
+    ],
+)
+async def test_what_others_have_in_hand_and_what_is_gone_or_purged_is_not_fetched(store, standin, world, statements, fetched):
+    filled(world, issues=1, pulls=1)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    await rows(store, "UPDATE item SET stored_at = NULL RETURNING id")
+    async with worker(store.dsn) as living, opened(standin) as github, recorded_run(store, "crawl") as run:
+        workers = {"living": living, "dead": living + 1}
+        for query, *parameters in statements:
+            await rows(store, f"{query} RETURNING 1", *(workers.get(parameter, parameter) for parameter in parameters))
+        fetcher = Fetcher(store, github, run, host=HOST, comments=0, batch=50)
+        await fetch_leftovers(store, fetcher, Scope(HOST, None, run.id), no_progress)
+    assert fetcher.fetched == fetched
+
+
 # several crawls at the same time
 
 
@@ -698,3 +790,21 @@ async def test_two_crawls_at_once_share_the_list_and_ask_for_nothing_twice(store
     alone = 240 / 20
     assert alone <= standin.counters.requests["Sweep"] - before < 1.7 * alone
     assert await rows(store, "SELECT count(*) FROM repository WHERE lease_token IS NOT NULL") == [(0,)]
+
+
+async def test_two_crawls_at_once_fetch_once_what_is_left_and_each_ends_when_all_of_it_is_fetched(store, standin, world):
+    kept, _ = filled(world, issues=1)
+    filled(world, issues=150, name="brindle/oat")
+    await follow(store, [kept])
+    await crawl_now(store, standin, "quillcap/marlframe", "brindle/oat")
+    await rows(store, "UPDATE item SET stored_at = NULL WHERE number > 1 RETURNING id")
+    world.advance(3_600)
+    standin.counters.reset()
+    standin.service.latency_seconds = 0.1
+
+    async def crawl_to_the_end(token):
+        await crawl_now(store, standin, tokens=(token,), batch=20)
+        assert await compared(store, world) == Comparison()
+
+    await asyncio.gather(crawl_to_the_end("token-a"), crawl_to_the_end("token-b"))
+    assert (standin.counters.fetched_twice, standin.counters.served.total()) == ({}, 149)

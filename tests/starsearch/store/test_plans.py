@@ -10,7 +10,7 @@ from pgvector import HalfVector
 from psycopg.types.json import Json
 
 from starsearch.models import HASH_RECIPE, IndexVersion
-from starsearch.store import leases, repository_leases, sweeps, tallies
+from starsearch.store import leases, repository_leases, sweeps, tallies, unfetched
 from starsearch.store.database import open_database
 from starsearch.store.statements import statement
 from starsearch.store.versions import ensure_version
@@ -162,6 +162,15 @@ async def test_what_a_sweep_tells_and_how_far_it_got(store):
 
 async def test_finding_what_was_forgotten_looks_at_the_blocks_that_miss_something(store):
     assert not read_whole(await plan(store, statement("forgotten"))) & BY_BLOCK
+
+
+async def test_finding_what_is_still_to_be_fetched_reads_an_index_and_then_the_blocks_it_names(store):
+    async with store.pool.connection() as connection:
+        await connection.execute("SET LOCAL enable_seqscan = off")  # of a few hundred rows the planner rightly reads all
+        cursor = await connection.execute("EXPLAIN " + unfetched.BLOCKS)
+        assert "Index Only Scan using tally_gaps" in "\n".join(line for (line,) in await cursor.fetchall())
+    parameters = {"blocks": list(range(50)), "host": "github.com", "repositories": None, "run": 1}
+    assert not read_whole(await plan(store, statement("unfetched"), parameters)) & BY_BLOCK
 
 
 async def test_status_reads_counts_and_the_blocks_that_changed(store):
