@@ -388,6 +388,18 @@ async def test_a_worker_whose_session_was_cut_lives_on_and_keeps_what_it_claims(
     assert await release_dead(store.pool) == 2
 
 
+async def test_a_new_text_waits_until_what_became_of_the_old_one_is_written_down(store, row, jsonl):
+    """Else a result of the old text could be counted while the new one is stored, and neither would see the other."""
+    await ingest_file(store, jsonl(row(1)))
+    async with store.pool.connection() as digesting:
+        await digesting.execute("SELECT FROM item FOR KEY SHARE")
+        storing = asyncio.create_task(ingest_file(store, jsonl(row(1, body="Changed.", updated_at="2026-05-01T00:00:00Z"), name="2.jsonl")))
+        await asyncio.wait([storing], timeout=0.5)
+        assert not storing.done()
+    await storing
+    assert await rows(store, "SELECT body FROM item") == [("Changed.",)]
+
+
 async def test_text_that_changes_while_it_is_digested_is_due_again(store, row, jsonl):
     await ingest_file(store, jsonl(row(1)))
     changed = jsonl(row(1, body="Changed meanwhile.", updated_at="2026-05-01T00:00:00Z"), name="changed.jsonl")

@@ -228,7 +228,8 @@ async def _store_failures(connection: AsyncConnection, version_id: int, failures
 async def _free_changed(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> set[int]:
     """End the leases of those with another text by now; returns their ids.
 
-    `_held` has locked the items, so a newer text is either committed, and seen here, or waits for us and is made due after us.
+    `_held` has locked the items, so a newer text is either committed, and seen here, or waits for us (store_items.sql) and is made due
+    after us.
     """
     cursor = await connection.execute(
         "UPDATE due d SET lease_token = NULL, lease_worker = NULL, due_at = now(), attempts = 0 "

@@ -21,7 +21,7 @@ ORDER BY r.repository_id, r.number
 ON CONFLICT (repository_id, number) DO UPDATE SET
   node_id = coalesce(excluded.node_id, t.node_id),
   database_id = coalesce(excluded.database_id, t.database_id),
-  -- set when the text is first stored, and never changed after that
+  -- set when the text is first stored, and never changed after that. Part of a key, so that this waits for who holds the item FOR KEY SHARE
   partition_at = CASE WHEN t.stored_at IS NULL THEN excluded.partition_at ELSE t.partition_at END,
   stored_at = now(), tombstoned_at = NULL,
   type = excluded.type, state = excluded.state, title = excluded.title, body = excluded.body, url = excluded.url,
