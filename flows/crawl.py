@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from starsearch.errors import RateLimited
 from tasks.digesting import digest_due
 from tasks.stages import fetch, prepared, report
 
@@ -19,7 +20,11 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
         newest: take only the newest so many items of each, whatever their age, instead of all since the last crawl.
     """
     async with prepared():
-        fetched, failed, github = await fetch(repositories, newest)
+        try:
+            fetched, failed, github = await fetch(repositories, newest)
+        except (TimeoutError, RateLimited):
+            await digest_due()  # what came in time; the next run fetches the rest
+            raise
         digested = await digest_due()
         return (await report("crawl-counts", [fetched, digested], failed, github)).as_dict()
 

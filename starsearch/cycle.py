@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from starsearch.store.sweeps import Reached, advance, record_seen
 NEWEST = 10  # of each kind in a sweep; more cost no points, but make larger answers
 OVERLAP = timedelta(seconds=300)
 LISTS: dict[ItemType, str] = {"issue": "list_issues", "pull_request": "list_pulls"}
+LONE_HOLES = 10  # in a row: the rest of the list would be no better
 PAGE_SIZES = (100, 25, 5, 1)  # one that GitHub does not fill is asked again with fewer items, down to the one that it does not tell
 GONE = "not found, or private"
 
@@ -56,6 +57,7 @@ class Mark:
     waiting: set[str] = field(default_factory=set)
     listed: bool = False
     failed: bool = False
+    lone_holes: int = 0  # one after the other
 
     def wants(self, item: SeenItem) -> bool:
         return self.until is None or item.created_at is None or item.created_at <= self.until
@@ -181,19 +183,19 @@ class Cycle:
         self._claim = claim if claimed else None
 
     async def _sweep(self, repositories: Sequence[Followed]) -> None:
-        since = min(repository.starts["issue"] for repository in repositories) - OVERLAP
+        since = min(max(repository.starts.values()) for repository in repositories) - OVERLAP  # one that is far behind reads its list
         ids = [repository.node_id for repository in repositories]
         found = await self._sweeps.ask(ids, since=_iso(since), newest=self._newest)
         told = [_Told.of(repository, found[repository.node_id]) for repository in repositories]
         pages = [(_mark(each.repository, kind), page) for each in told for kind, page in each.pages.items()]
         self._open.update(mark.repository for mark, _ in pages)
-        whole = [(mark, page) for mark, page in pages if not page.holes]
+        apart = {mark for mark, page in pages if page.holes or (mark.kind == "issue" and mark.start < since)}
         async with self._fetcher.transaction() as connection:
             await mark_gone(connection, self._host, [each.repository.node_id for each in told if each.gone], at=self.began)
             await store_facts(connection, self._host, [each.facts for each in told if each.facts])
-            await self._record(connection, whole)
+            await self._record(connection, [(mark, page) for mark, page in pages if mark not in apart])
             await end_leases(connection, [each.repository for each in told if not each.pages and not each.failure], at=self.began)
-        self._pages.extend((mark, None) for mark, page in pages if page.holes)  # read from its start, in pages of a size that GitHub fills
+        self._pages.extend((mark, None) for mark in apart)  # their lists are read from the start, in pages of a size that GitHub fills
         self.gone += [each.repository.full_name for each in told if each.gone]
         self.notes |= {each.repository.full_name: each.note for each in told if each.note}
         self._failures |= {each.repository: each.failure for each in told if each.failure}
@@ -209,8 +211,10 @@ class Cycle:
         except StarsearchError as error:
             self._fail(mark, str(error))
             return
+        mark.lone_holes = mark.lone_holes + 1 if page.holes else 0
         if page.holes:  # before the page is written down: the rest of the list is read, and all of it again by the next cycle
             self._fail(mark, "GitHub lists an item and tells nothing of it")
+            page = page if mark.lone_holes < LONE_HOLES else replace(page, after=None)
         async with self._fetcher.transaction() as connection:
             await self._record(connection, [(mark, page)])
 

@@ -89,8 +89,10 @@ class Finder:
         async with self._opening:
             if version.id not in self._opened:
                 settings = self.settings.model_copy(update={"engine_patience_seconds": PATIENCE_SECONDS})
-                engine = await self.engines.enter_async_context(open_version_embedding(settings, version))
-                await check_models(self.pool, version, probe=await probe_remote(engine, sent_dimensions(version)))
+                async with AsyncExitStack() as opening:  # closed again where it is not the version's model, or does not say
+                    engine = await opening.enter_async_context(open_version_embedding(settings, version))
+                    await check_models(self.pool, version, probe=await probe_remote(engine, sent_dimensions(version)))
+                    self.engines.push_async_exit(opening.pop_all())
                 self._opened[version.id] = engine
             return self._opened[version.id]
 

@@ -90,6 +90,24 @@ async def test_a_budget_in_dollars_goes_by_the_price_table(stored, tmp_path):
         await digest_all(limited, StubEngine())
 
 
+async def test_the_hours_of_an_engine_are_those_in_which_it_was_used(stored):
+    """Two runs of six minutes with hours between them, and a call of a killed one that was only found at the end of the day."""
+    async with stored.pool.connection() as connection:
+        for hour in (0, 5):
+            await connection.execute("INSERT INTO run (kind) VALUES ('digest')")
+            await connection.execute(
+                "INSERT INTO engine_call (lease_token, run_id, purpose, model, items, requests, intended_at, settled_at, outcome) "
+                "SELECT 1, max(id), 'summary', 'rack', 1, 1, date_trunc('day', now(), 'UTC') + %(hour)s * interval '1 hour' + part.begins, "
+                "date_trunc('day', now(), 'UTC') + %(hour)s * interval '1 hour' + part.ends, part.outcome FROM run, (VALUES "
+                "(interval '0', interval '3 min', 'ok'), (interval '2 min', interval '6 min', 'ok'), "
+                "(interval '4 min', interval '9 hours', 'abandoned')) AS part (begins, ends, outcome) "
+                "GROUP BY part.begins, part.ends, part.outcome",
+                {"hour": hour},
+            )
+        [used] = await used_today(connection)
+    assert (used.calls, used.failed, used.hours) == (6, 2, pytest.approx(0.2))
+
+
 async def test_yesterdays_calls_are_not_todays(stored):
     await digest_all(stored, StubEngine())
     limited = Brakes(stored.pool, Budget(tokens=1))

@@ -12,7 +12,7 @@ import pytest
 from starsearch import crawling
 from starsearch.audit import read_status
 from starsearch.crawling import CrawlOptions, crawl
-from starsearch.cycle import Cycle
+from starsearch.cycle import LONE_HOLES, PAGE_SIZES, Cycle
 from starsearch.engines import Engines
 from starsearch.errors import NotStored, RateLimited, SourceUnavailable
 from starsearch.fetching import Fetcher
@@ -412,6 +412,28 @@ async def test_a_hole_in_a_sweep_has_its_list_read(store, standin, world):
     assert standin.counters.requests["ListIssues"] == 1
 
 
+async def test_switched_off_issues_do_not_have_others_tell_theirs_again(store, standin, world):
+    """One request is of many repositories, and has one moment for all: not the one at which one of them stopped."""
+    silent, _ = filled(world, issues=4)
+    filled(world, issues=20, name="brindle/oat")
+    await crawl_now(store, standin, "quillcap/marlframe", "brindle/oat")
+    world.disable_issues(silent)
+    for _ in range(3):
+        world.advance(3_600)
+        await crawl_now(store, standin, "quillcap/marlframe", "brindle/oat")
+    since = [datetime.fromisoformat(request.variables["since"]) for request in standin.counters.log if request.operation == "Sweep"]
+    assert since[-1] - since[-2] == timedelta(hours=1)
+    assert ((await compared(store, world)).missed, standin.counters.fetched_twice) == ([], {})
+
+
+async def test_a_list_of_nothing_but_holes_is_given_up(store, standin, world):
+    filled(world, issues=0, pulls=60)
+    standin.faults.add("holes", "ListPulls", times=None)
+    await crawl_now(store, standin, "quillcap/marlframe")
+    assert standin.counters.requests["ListPulls"] == LONE_HOLES * len(PAGE_SIZES)
+    assert await rows(store, "SELECT FROM checkpoint WHERE kind = 'pull_request'") == []
+
+
 async def test_what_changed_before_issues_were_switched_off_comes_when_they_are_back(store, standin, world):
     repository, items = filled(world, issues=4, pulls=2)
     await crawl_now(store, standin, "quillcap/marlframe")
@@ -749,7 +771,8 @@ AT_WORK = (BACKFILL_RUN, "1 hour", None)
         ([AT_WORK, (BACKFILL_PART, None)], 1),  # a backfill reads the issues; the other is a pull request
         ([AT_WORK, (BACKFILL_PART, "2026-01-01")], 2),  # and is done with them
         ([(BACKFILL_RUN, "1 hour", "2026-01-01"), (BACKFILL_PART, None)], 2),  # and ended without them
-        ([(BACKFILL_RUN, "2 days", None), (BACKFILL_PART, None)], 2),  # and was killed
+        ([(BACKFILL_RUN, "3 days", None), (BACKFILL_PART, None)], 1),
+        ([(BACKFILL_RUN, "8 days", None), (BACKFILL_PART, None)], 2),  # and was killed
         ([("INSERT INTO purge (host, repository) SELECT host, full_name FROM repository",)], 0),
         ([("INSERT INTO purge (host, repository, number) SELECT host, full_name, 1 FROM repository",)], 1),
         ([("UPDATE item SET tombstoned_at = now() WHERE number = 2",)], 1),

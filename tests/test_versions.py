@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 
 import numpy as np
 import psycopg
@@ -13,15 +14,16 @@ import pytest
 from pgvector import HalfVector
 
 from starsearch import activation, doctor
+from starsearch import finder as finder_module
 from starsearch.activation import activate, objections, roll_back
 from starsearch.audit import read_status
 from starsearch.compare import Measured, compare
-from starsearch.errors import GateRefused, PreconditionMissing, StarsearchError
+from starsearch.errors import GateRefused, PreconditionMissing, StarsearchError, VersionMismatch
 from starsearch.finder import open_finder
 from starsearch.jsonl import read_items
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.reprocess import price, reprocess
-from starsearch.serving import open_live
+from starsearch.serving import open_live, open_version_embedding
 from starsearch.settings import Settings
 from starsearch.store.leases import BATCH
 from starsearch.store.swap import held
@@ -199,6 +201,37 @@ async def test_bulk_work_is_left_to_reprocess_and_live_work_comes_first(store, m
     ]
     await digest_live(models("words-64"), store)
     assert await held_by(store) == {"words-64": 14, "words-96": 2}
+
+
+async def test_an_engine_that_turns_out_to_be_another_is_closed_again(store, models, items, monkeypatch):
+    """Each question opens it anew: a page that is loaded again and again would keep a client for each."""
+    settings = models("words-64")
+    await digest_file(settings, store, items())
+    opened, closed = [], []
+
+    async def refuse(*_args, **_how):
+        raise VersionMismatch("behind the name there is another model")
+
+    @asynccontextmanager
+    async def watched(*args):
+        async with open_version_embedding(*args) as engine:
+            opened.append(engine)
+            try:
+                yield engine
+            finally:
+                closed.append(engine)
+
+    monkeypatch.setattr(finder_module, "open_version_embedding", watched)
+    async with open_finder(settings) as finder:
+        with monkeypatch.context() as refusing:
+            refusing.setattr(finder_module, "check_models", refuse)
+            for _ in range(3):
+                with pytest.raises(VersionMismatch):
+                    await finder.find("router case 14 fails")
+        assert (len(opened), closed) == (3, opened)
+        assert (await finder.find("router case 14 fails", limit=1)).hits[0].number == 14
+        assert (len(opened), len(closed)) == (4, 3)
+    assert closed == opened
 
 
 async def test_a_swap_under_search_fails_no_question_and_a_long_lived_finder_notices(store, models, items):

@@ -50,7 +50,7 @@ async def search(  # noqa: PLR0913 each is something that a search may be told
     async with pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
         asked = await filter_parameters(cursor, filters)
         if worded is None:
-            worded = Worded() if mode == "vector" else await read_worded(cursor, version, clean_query(query), asked, count=depth)
+            worded = Worded() if mode == "vector" else await read_worded(cursor, version, clean_query(query), asked, mode=mode, count=depth)
         near = Nearest()
         if mode != "text" and vector is not None:
             near = await find_nearest(cursor, version, vector, asked, count=depth, path=path)

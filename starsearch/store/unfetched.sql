@@ -1,5 +1,5 @@
 -- Of these blocks the items whose text is still to be fetched and that nobody at work is about to fetch: no crawl leases their
--- repository, no backfill of the last day has their list open. Nor did anybody fail at them since the run began.
+-- repository, no backfill of the last week has their list open. Nor did anybody fail at them since the run began.
 -- `repositories`: of those alone; null: of the whole host.
 WITH waiting AS MATERIALIZED (
   SELECT s.id FROM unnest(%(blocks)s::bigint[]) AS open (block) CROSS JOIN LATERAL (
@@ -16,7 +16,7 @@ WHERE r.host = %(host)s AND (%(repositories)s::bigint[] IS NULL OR r.id = ANY (%
   AND NOT EXISTS (
     SELECT FROM backfill_part p JOIN backfill b ON b.id = p.backfill_id AND b.finished_at IS NULL
     WHERE p.repository_id = r.id AND p.kind = i.type AND p.done_at IS NULL
-      AND EXISTS (SELECT FROM run WHERE kind = 'backfill' AND finished_at IS NULL AND started_at > now() - interval '1 day')
+      AND EXISTS (SELECT FROM run WHERE kind = 'backfill' AND finished_at IS NULL AND started_at > now() - interval '7 days')
   )
   AND NOT EXISTS (
     SELECT FROM fetch_failure f WHERE f.item_id = i.id AND f.failed_at >= (SELECT started_at FROM run WHERE id = %(run)s)

@@ -6,7 +6,7 @@ the question's vector, so they can be asked while that is made.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from psycopg import AsyncCursor, sql
@@ -50,17 +50,30 @@ async def find_worded(
     if mode == "vector":
         return Worded()
     async with pool.connection() as connection, connection.cursor() as cursor:
-        return await read_worded(cursor, version, query, await filter_parameters(cursor, filters), count=count)
+        return await read_worded(cursor, version, query, await filter_parameters(cursor, filters), mode=mode, count=count)
 
 
-async def read_worded(cursor: AsyncCursor[Any], version: IndexVersion, query: str, asked: dict[str, Any], *, count: int) -> Worded:
-    """The same inside a search. asked: the filters, from filter_parameters."""
+async def read_worded(
+    cursor: AsyncCursor[Any], version: IndexVersion, query: str, asked: dict[str, Any], *, mode: Mode, count: int
+) -> Worded:
+    """The same inside a search. asked: the filters, from filter_parameters.
+
+    Where the rarest words alone are to fill a search (mode text) and do not, the others pick candidates too, one after the other: the
+    rarest may stand in no item that passes the filters. Beside vectors, texts of common words would only be noise.
+    """
     words = await _weigh(cursor, query)
     if not words:
         return Worded()
+    statement = composed(version, count=count)
     async with cursor.connection.cursor() as reading:
-        await reading.execute(composed(version, count=count), asked | word_parameters(words))
+        await reading.execute(statement, asked | word_parameters(words))
         rows = await reading.fetchall()
+        for place, word in enumerate(words):
+            if mode == "text" and len(rows) < count and not word.picks:
+                words[place] = replace(word, picks=True)
+                alone = {"picks": word_parameters([words[place]])["picks"], "kept": [row[0] for row in rows]}
+                await reading.execute(statement, asked | word_parameters(words) | alone)
+                rows = await reading.fetchall()
     return Worded(tuple(words), [row[0] for row in rows], [row[1] for row in rows], float(rows[0][2]) if rows else None)
 
 
@@ -86,11 +99,12 @@ class _Weighed:
 
 
 def word_parameters(words: Sequence[Word]) -> dict[str, Any]:
-    """Of words.sql and search.sql: the words as queries, how much each is worth, and the query that picks candidates."""
+    """Of words.sql and search.sql: the words as queries, how much each is worth, the query that picks candidates, and what is one."""
     quoted = {word: "'" + word.text.replace("\\", "\\\\").replace("'", "''") + "'" for word in words}
     return {
         "words": list(quoted.values()),
         "rarities": [word.rarity for word in words],
+        "kept": [],
         "picks": " | ".join(text for word, text in quoted.items() if word.picks) or None,
     }
 

@@ -104,7 +104,8 @@ async def _results(request: Request, site: Site, given: dict[str, str]) -> Respo
     hits = shown.shown_hits(found.hits, given["q"]) if found else []
     base = {name: value for name, value in given.items() if name != "cursor"}
     chips = [(FILTERS[name], value, shown.with_parameters("/", base | {name: None})) for name, value in base.items() if name in FILTERS]
-    more = shown.with_parameters("/", base | {"cursor": found.next_cursor}) if found and found.next_cursor else None
+    went_on = base | ({"mode": "text"} if notice else {})  # a cursor is of the search that gave it
+    more = shown.with_parameters("/", went_on | {"cursor": found.next_cursor}) if found and found.next_cursor else None
     return page(
         "search.html",
         code=problem.status if problem else 200,

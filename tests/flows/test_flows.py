@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from starsearch.errors import RateLimited
 from tests.processes import free_port
 
 pytestmark = pytest.mark.flows
@@ -236,6 +237,26 @@ async def test_a_task_whose_time_is_over_is_not_begun_again():
     with pytest.raises(TimeoutError):
         await hourly()
     assert began == [True]
+
+
+@pytest.mark.parametrize("error", [TimeoutError("50 minutes are over"), RateLimited("GitHub's limit is reached")])
+async def test_what_came_before_a_crawl_had_to_stop_is_digested(environment, monkeypatch, error):
+    import importlib
+
+    module = importlib.import_module("flows.crawl")
+    digested = []
+
+    async def fetch(_repositories, _newest):
+        raise error
+
+    async def digest_due():
+        digested.append(True)
+
+    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(module, "digest_due", digest_due)
+    with pytest.raises(type(error)):
+        await module.crawl()
+    assert digested == [True]
 
 
 async def test_a_server_that_does_not_answer_fails_nothing_that_was_only_to_be_shown(monkeypatch, caplog):

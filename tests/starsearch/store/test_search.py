@@ -132,6 +132,16 @@ async def test_filters_lose_nothing_and_let_nothing_through(store, version):
             assert {hit.number for hit in hits} == numbers, (filters, mode)
 
 
+@pytest.mark.parametrize(("filters", "numbers"), [(Filters(repos=("a/one",)), {1, 2, 3}), (Filters(), {20, 1, 2, 3, 4, 5, 6, 7})])
+async def test_a_rare_word_does_not_hide_what_holds_the_common_ones(store, version, row, monkeypatch, filters, numbers):
+    """Such as a typo, or one that stands in other repositories only: by words alone there would be no other way to find the rest."""
+    monkeypatch.setattr(words_module, "CANDIDATES", 7)
+    await fill(store, version, [row(20, title="A kubelet timeout", body="")])
+    hits = (await search(store.pool, version, "kubelet timeout", None, mode="text", filters=filters)).hits
+    assert {hit.number for hit in hits} == numbers
+    assert 20 not in [hit.number for hit in hits[1:]]
+
+
 async def test_both_paths_find_the_same(store, version):
     for filters, numbers in FILTERED:
         ids = {path: (await nearest(store.pool, version, axis(1), filters=filters, path=path)).ids for path in ("index", "exact")}

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import html
 import http.client
 import json
 import re
@@ -409,15 +410,18 @@ def test_an_engine_that_goes_away_leaves_the_search_by_words(
     dsn = copy_of(template)
     with engine(home) as (address, process):
         settings = {"STARSEARCH_EMBEDDING_BASE_URL": address, "STARSEARCH_EMBEDDING_MODEL": "minilm-l6-v2"}
-        run_command(environment_of(home, dsn, **settings), "ingest", str(jsonl(row(1), row(2))))
+        run_command(environment_of(home, dsn, **settings), "ingest", str(jsonl(*(row(n) for n in range(1, 13)))))
         with serving(home, dsn, **settings) as served:
-            assert len(served.get("/v1/search?q=doubled+totals").json()["hits"]) == 2
+            assert len(served.get("/v1/search?q=doubled+totals").json()["hits"]) == 10
             process.kill()
             process.wait()
             answer = served.get("/v1/search?q=doubled+totals")
             assert (answer.status_code, "mode=text" in answer.json()["detail"]) == (503, True)
-            assert len(served.get("/v1/search?q=report&mode=text").json()["hits"]) == 2
+            assert len(served.get("/v1/search?q=report&mode=text").json()["hits"]) == 10
             page = served.get("/?q=report", headers={"Accept": "text/html"})
-            assert (page.status_code, "found by their words only" in page.text, page.text.count('class="hit"')) == (200, True, 2)
+            assert (page.status_code, "found by their words only" in page.text, page.text.count('class="hit"')) == (200, True, 10)
+            [more] = re.findall(r'href="(/[^"]*cursor=[^"]*)"', page.text)
+            page = served.get(html.unescape(more), headers={"Accept": "text/html"})
+            assert (page.status_code, page.text.count('class="hit"')) == (200, 2)
             [_, (name, problem)] = events_of(served.get("/v1/ask?q=why+are+totals+doubled").text)
             assert (name, problem["status"]) == ("problem", 503)
