@@ -12,13 +12,16 @@ from starsearch.embedded.minilm import DIMENSIONS
 
 
 class StubEngine:
-    """`misbehave` gets the user's message and how often this text was asked before; None means a good answer."""
+    """`misbehave` gets the user's message and how often this text was asked before; None means a good answer.
+
+    `embedding_answer` gets the texts of one embedding request, and says likewise.
+    """
 
     def __init__(self, misbehave: Callable[[str, int], httpx2.Response | Exception | None] = lambda text, times: None) -> None:
         self.misbehave = misbehave
         self.asked: Counter[str] = Counter()
         self.embedded = 0
-        self.embedding_answer: httpx2.Response | None = None
+        self.embedding_answer: Callable[[list[str]], httpx2.Response | Exception | None] = lambda texts: None
 
     async def __call__(self, request: httpx2.Request) -> httpx2.Response:
         if request.url.path.endswith("/models"):
@@ -26,7 +29,10 @@ class StubEngine:
         body = json.loads(request.content)
         if request.url.path.endswith("/embeddings"):
             self.embedded += 1
-            return self.embedding_answer or httpx2.Response(200, json=vectors(body["input"]))
+            said = self.embedding_answer(body["input"])
+            if isinstance(said, Exception):
+                raise said
+            return said or httpx2.Response(200, json=vectors(body["input"]))
         text = body["messages"][-1]["content"]
         answer = self.misbehave(text, self.asked[text])
         self.asked[text] += 1

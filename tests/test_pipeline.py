@@ -14,6 +14,7 @@ from starsearch.audit import read_status
 from starsearch.engines import Engines
 from starsearch.errors import DatabaseUnsuitable, EngineFailing, EngineUnavailable, LeaseLost, VersionMismatch
 from starsearch.explain import explain, parse_address
+from starsearch.inference import endpoints
 from starsearch.inference.client import open_client, preflight
 from starsearch.jsonl import read_items
 from starsearch.models import Chunk, IndexVersion, Summary, parse_item
@@ -267,9 +268,80 @@ async def test_a_model_that_answers_nonsense_is_no_reason_to_stop(store, row, js
 async def test_embeddings_that_fail_are_counted_too(store, row, jsonl):
     await ingest_file(store, jsonl(row(1)))
     stub = StubEngine()
-    stub.embedding_answer = failure(500)
+    stub.embedding_answer = lambda texts: failure(500)
     assert (await digest_with(store, stub)).dead_letters == 1
     assert (await rows(store, "SELECT stage, reason FROM dead_letter")) == [("embed", "HTTP 500")]
+
+
+POISONED = [
+    (lambda: failure(500), "HTTP 500"),  # Ollama: unsupported value: NaN
+    (lambda: httpx2.ReadError("closed"), "no answer"),  # llama.cpp crashed
+]
+
+
+@pytest.mark.parametrize(("answer", "reason"), POISONED)
+async def test_one_text_that_upsets_the_embedding_engine_costs_only_its_item(store, row, jsonl, answer, reason, monkeypatch):
+    monkeypatch.setattr(endpoints, "FIRST_PAUSE_SECONDS", 0.001)
+    await ingest_file(store, jsonl(*(row(n, title="Poison" if n == 40 else f"Report {n}") for n in range(1, 101))))
+    asked = []
+
+    def embed(texts):
+        asked.append(texts)
+        return answer() if any("Poison" in text for text in texts) else None
+
+    stub = StubEngine()
+    stub.embedding_answer = embed
+    done = await digest_with(store, stub)
+    assert (done.embedded, done.dead_letters) == (99, 1)
+    assert await rows(store, "SELECT number, stage, reason, attempts FROM dead_letter JOIN item ON id = item_id") == [
+        (40, "embed", reason, digests.ATTEMPTS)
+    ]
+    assert await rows(store, "SELECT count(*) FROM engine_call WHERE settled_at IS NULL") == [(0,)]
+    assert await rows(store, "SELECT sum(requests)::integer FROM engine_call WHERE purpose = 'embedding'") == [(len(asked),)]
+
+
+@pytest.mark.parametrize("crashes", [1, endpoints.TRIES])
+async def test_an_embedding_engine_that_stays_away_after_one_text_costs_that_one_an_attempt(store, row, jsonl, monkeypatch, crashes):
+    """And none of its neighbours, so that the next run reaches those behind it."""
+    monkeypatch.setattr(endpoints, "FIRST_PAUSE_SECONDS", 0.001)
+    await ingest_file(store, jsonl(row(1, title="Poison"), *(row(n) for n in range(2, 5))))
+    lone = 0
+
+    def embed(texts):
+        nonlocal lone
+        if lone == crashes:
+            return httpx2.ConnectError("refused")
+        poisoned = any("Poison" in text for text in texts)
+        lone += poisoned and len(texts) == 1
+        return httpx2.ReadError("closed") if poisoned else None
+
+    stub = StubEngine()
+    stub.embedding_answer = embed
+    with pytest.raises(EngineUnavailable):
+        await digest_with(store, stub, patience_seconds=0.5)
+    assert await rows(store, "SELECT number, attempts FROM due JOIN item ON id = item_id ORDER BY 1") == [(1, 1), (2, 0), (3, 0), (4, 0)]
+    stub.embedding_answer = lambda texts: None
+    assert (await digest_with(store, stub)).embedded == 4
+
+
+async def test_an_embedding_engine_that_is_gone_costs_no_attempt(store, row, jsonl):
+    await ingest_file(store, jsonl(row(1)))
+    stub = StubEngine()
+    stub.embedding_answer = lambda texts: httpx2.ConnectError("refused")
+    with pytest.raises(EngineUnavailable):
+        await digest_with(store, stub, patience_seconds=0.5)
+    assert await rows(store, "SELECT max(attempts), count(lease_token), count(*) FROM due") == [(0, 0, 1)]
+
+
+async def test_an_embedding_engine_that_always_breaks_off_costs_no_attempt(store, row, jsonl, monkeypatch):
+    monkeypatch.setattr(endpoints, "FIRST_PAUSE_SECONDS", 0.001)
+    await ingest_file(store, jsonl(*(row(n) for n in range(1, 5))))
+    stub = StubEngine()
+    stub.embedding_answer = lambda texts: httpx2.ReadError("closed")
+    with pytest.raises(EngineUnavailable):
+        await digest_with(store, stub)
+    assert stub.embedded == 2 * endpoints.TRIES  # theirs, and a harmless text's
+    assert await rows(store, "SELECT max(attempts), count(lease_token), count(*) FROM due") == [(0, 0, 4)]
 
 
 async def test_a_zombie_can_write_nothing(store, row, jsonl):

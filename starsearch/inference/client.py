@@ -79,6 +79,12 @@ def _sent() -> None:
         spending.unanswered += 1
 
 
+def unanswered() -> int:
+    """How many requests of this `counting` an engine got and has not answered, so far."""
+    spending = _spending.get()
+    return spending.unanswered if spending else 0
+
+
 def _answered() -> None:
     spending = _spending.get()
     if spending:

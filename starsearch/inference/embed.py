@@ -1,19 +1,23 @@
 """Texts to unit vectors, by the engine's embeddings endpoint."""
 
 import base64
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import openai
 from numpy.typing import NDArray
 
-from starsearch.errors import DigestFailed, ModelNotServed, VersionMismatch
-from starsearch.inference.client import Engine, charge, translate
+from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed, VersionMismatch
+from starsearch.inference.client import Engine, charge, translate, unanswered
 
 PROBE = ("the server does not start", "Add support for dark mode (#42)", "TypeError: 'NoneType' object is not iterable")
+HALVING_SECONDS = 600.0  # after that a failing batch is not asked in halves any more: with its summaries it has to fit into a lease
 Vectors = NDArray[np.float32]
 Vector = NDArray[np.float32]
+Outcome = Vector | DigestFailed | EngineUnavailable
 
 
 async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None) -> tuple[Vectors, int]:
@@ -28,31 +32,86 @@ async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None)
 async def embed_each(engine: Engine, texts: Sequence[str], *, dimensions: int | None) -> tuple[list[Vector | DigestFailed], int]:
     """Like `embed`, but a text that cannot be embedded costs only itself.
 
-    A batch that is refused (400) is asked in halves until the text that it is refused for stands alone; that one is cut once.
+    A batch that is refused (400) is asked in halves until the text that it is refused for stands alone; that one is cut once. In
+    halves goes, too, a batch over which the engine fails (500, too late, a lost connection) while it embeds a harmless text; the text
+    that is left has failed. Raises EngineUnavailable where the engine neither embedded a text nor broke off over one alone.
     """
-    try:
-        vectors, tokens = await _ask(engine, texts, dimensions)
-    except DigestFailed as error:
-        if not error.permanent:
-            return [error for _ in texts], 0
-        if len(texts) == 1:
-            return await _embed_cut(engine, texts[0], dimensions)
+    asking = _Asking(engine, dimensions)
+    outcomes = await asking.embed(texts)
+    gone = [outcome for outcome in outcomes if isinstance(outcome, EngineUnavailable)]
+    if gone and len(gone) == len(outcomes):
+        raise gone[0]
+    return [DigestFailed("no answer", str(o), attempt=False) if isinstance(o, EngineUnavailable) else o for o in outcomes], asking.tokens
+
+
+@dataclass
+class _Asking:
+    """For the vectors of several texts, in as many requests as that takes. `gone`: the engine is at fault, so nothing more is asked."""
+
+    engine: Engine
+    dimensions: int | None
+    tokens: int = 0
+    gone: EngineUnavailable | None = None
+    deadline: float = field(default_factory=lambda: time.monotonic() + HALVING_SECONDS)
+
+    async def embed(self, texts: Sequence[str]) -> list[Outcome]:
+        if self.gone:
+            return [self.gone for _ in texts]
+        lost = unanswered()
+        try:
+            vectors, tokens = await _ask(self.engine, texts, self.dimensions)
+        except EngineUnavailable as error:  # refused in the end, perhaps because it broke off at first
+            return await self._unanswered(texts, error, reached=error.reached or unanswered() > lost)
+        except DigestFailed as error:
+            return await self._failed(texts, error)
+        self.tokens += tokens
+        usable = _usable(vectors)
+        vectors[~usable] = 1
+        unusable = DigestFailed("unusable vector", "zero, infinite or not a number")
+        return [vector if ok else unusable for vector, ok in zip(_unit(vectors), usable, strict=True)]
+
+    async def _failed(self, texts: Sequence[str], error: DigestFailed) -> list[Outcome]:
+        if error.permanent:
+            return await self._halves(texts) if len(texts) > 1 else [await self._cut(texts[0])]
+        if len(texts) > 1 and error.engine and await self._trouble() is None and time.monotonic() < self.deadline:
+            return await self._halves(texts)
+        return [error for _ in texts]
+
+    async def _unanswered(self, texts: Sequence[str], error: EngineUnavailable, *, reached: bool) -> list[Outcome]:
+        """An engine that breaks off over a text alone, and then goes on or is gone, did so for that text; not if it always does."""
+        trouble = await self._trouble() if reached else error
+        if trouble is None and len(texts) > 1 and time.monotonic() < self.deadline:
+            return await self._halves(texts)
+        if trouble is not None:
+            self.gone = error
+            ended = reached and isinstance(trouble, EngineUnavailable) and not trouble.reached
+            if len(texts) > 1 or not ended:
+                return [error for _ in texts]
+        return [DigestFailed("no answer", str(error)) for _ in texts]
+
+    async def _trouble(self) -> DigestFailed | EngineUnavailable | None:
+        """What the engine has with a harmless text alone; None: it embeds it, so that others must be why it failed."""
+        try:
+            _, tokens = await embed(self.engine, PROBE[:1], dimensions=self.dimensions)
+        except (DigestFailed, EngineUnavailable) as error:
+            return error
+        self.tokens += tokens
+        return None
+
+    async def _halves(self, texts: Sequence[str]) -> list[Outcome]:
         half = len(texts) // 2
-        first, first_tokens = await embed_each(engine, texts[:half], dimensions=dimensions)
-        second, second_tokens = await embed_each(engine, texts[half:], dimensions=dimensions)
-        return first + second, first_tokens + second_tokens
-    usable = _usable(vectors)
-    vectors[~usable] = 1
-    unusable = DigestFailed("unusable vector", "zero, infinite or not a number")
-    return [vector if ok else unusable for vector, ok in zip(_unit(vectors), usable, strict=True)], tokens
+        return await self.embed(texts[:half]) + await self.embed(texts[half:])
 
-
-async def _embed_cut(engine: Engine, text: str, dimensions: int | None) -> tuple[list[Vector | DigestFailed], int]:
-    try:
-        vectors, tokens = await embed(engine, [text[: len(text) // 2] or text], dimensions=dimensions)
-    except DigestFailed as error:
-        return [error], 0
-    return [vectors[0]], tokens
+    async def _cut(self, text: str) -> Outcome:
+        try:
+            vectors, tokens = await embed(self.engine, [text[: len(text) // 2] or text], dimensions=self.dimensions)
+        except EngineUnavailable as error:
+            return (await self._unanswered([text], error, reached=error.reached))[0]
+        except DigestFailed as error:
+            return error
+        self.tokens += tokens
+        vector: Vector = vectors[0]
+        return vector
 
 
 async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None) -> tuple[Vectors, int]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed, VersionMismatch
+from starsearch.inference import embed as embed_module
 from starsearch.inference.client import Engine, open_client
-from starsearch.inference.embed import embed, embed_each, take_probe
+from starsearch.inference.embed import PROBE, embed, embed_each, take_probe
 from tests.stub_engine import failure
 
 THREE_FOUR, UP = [3.0, 4.0], [0.0, 2.0]
@@ -179,7 +180,32 @@ async def test_an_engine_in_trouble_is_not_asked_in_halves():
     async with judging(lambda _: True, 500) as (opened, asked):
         vectors, _ = await embed_each(opened, ["a", "b", "c"], dimensions=None)
     assert [vector.reason for vector in vectors] == ["HTTP 500"] * 3
+    assert asked == [["a", "b", "c"], [PROBE[0]]]
+
+
+async def test_an_engine_that_is_overloaded_or_gone_is_asked_nothing_more():
+    async with judging(lambda _: True, 503) as (opened, asked):
+        with pytest.raises(EngineUnavailable):
+            await embed_each(opened, ["a", "b", "c"], dimensions=None)
     assert len(asked) == 1
+
+
+async def test_a_text_that_the_engine_fails_over_costs_only_itself():
+    texts = [f"text {n}" for n in range(64)]
+    async with judging(lambda text: text == "text 50", 500) as (opened, asked):
+        vectors, tokens = await embed_each(opened, texts, dimensions=None)
+    assert [n for n, vector in enumerate(vectors) if isinstance(vector, DigestFailed)] == [50]
+    assert (vectors[50].reason, vectors[50].permanent, vectors[50].attempt) == ("HTTP 500", False, True)
+    assert len(asked) == 1 + 2 * 6 + 6  # halves down to the one, and a harmless text for each that failed
+    assert tokens == 7 * sum("text 50" not in batch for batch in asked)
+
+
+async def test_halving_ends_in_time(monkeypatch):
+    monkeypatch.setattr(embed_module, "HALVING_SECONDS", 0.0)
+    async with judging(lambda text: text == "b", 500) as (opened, asked):
+        vectors, _ = await embed_each(opened, ["a", "b", "c"], dimensions=None)
+    assert [vector.attempt for vector in vectors] == [True] * 3
+    assert len(asked) == 2
 
 
 async def test_one_vector_without_a_direction_spoils_no_other():
