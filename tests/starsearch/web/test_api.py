@@ -401,7 +401,10 @@ def test_a_database_that_goes_away_is_said_and_comes_back(served: Served):
     assert answer.json()["detail"] == "the database does not answer right now"
     assert (page.status_code, "the database does not answer right now" in page.text) == (503, True)
     assert ready.status_code == 503
-    assert served.get(SEARCH).status_code == 200
+    statuses = []
+    while len(statuses) < 4 and 200 not in statuses:  # a pool that found nobody waits a little longer each time until it tries again
+        statuses.append(served.get(SEARCH).status_code)
+    assert statuses[-1] == 200
 
 
 def test_an_engine_that_goes_away_leaves_the_search_by_words(
