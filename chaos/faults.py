@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import time
+import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -21,6 +23,7 @@ STILL_SECONDS = 3.0
 DOWN_SECONDS = 6.0
 FULL_SECONDS = 6.0
 MEAN_GAP_SECONDS = 4.0
+COUNT_TRIES = 3
 QUIET_SECONDS = 5.0  # until the first fault
 Fault = Callable[[System, random.Random], str]
 
@@ -124,7 +127,7 @@ def kill_an_engine(system: System, chance: random.Random) -> str:
     count_requests(system, port)
     system.engines[port].kill()
     system.engines[port].wait()
-    system.lost_count += system.counted.pop(port, 0)
+    system.lost += system.counted.pop(port, Counter())
     system.start_engine(port)
     system.kills += 1
     return "kill -9 an engine; it starts again"
@@ -199,11 +202,18 @@ def digest_twice(system: System, _: random.Random) -> str:
 
 
 def count_requests(system: System, port: int) -> None:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/requests", timeout=5) as answer:
-            system.counted[port] = json.load(answer).get("chat", 0)
-    except OSError:
-        pass
+    """One that is just starting has answered nothing; one that is busy is asked again."""
+    for _ in range(COUNT_TRIES):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/requests", timeout=5) as answer:
+                system.counted[port] = Counter(json.load(answer))
+                return
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ConnectionRefusedError):
+                return
+        except OSError:
+            pass
+    system.uncounted += 1
 
 
 FAULTS: dict[Fault, int] = {

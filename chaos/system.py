@@ -41,15 +41,19 @@ Process = subprocess.Popen[bytes]
 
 @dataclass
 class System:
-    """What runs. `counted`: requests that engines had answered when they were last asked, those that were killed since included."""
+    """What runs. `counted`: requests and tokens that engines had counted when they were last asked, by port; `lost`: of those killed since.
+
+    `uncounted`: how often one that lives did not say, so that it may have answered more.
+    """
 
     seed: int
     items: int
     home: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="starsearch-chaos-")))
     jobs: dict[str, Process] = field(default_factory=dict)
     engines: dict[int, Process] = field(default_factory=dict)
-    counted: dict[int, int] = field(default_factory=dict)
-    lost_count: int = 0
+    counted: dict[int, Counter[str]] = field(default_factory=dict)
+    lost: Counter[str] = field(default_factory=Counter)
+    uncounted: int = 0
     hours: int = 0
     crawl: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
