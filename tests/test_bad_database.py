@@ -91,7 +91,8 @@ def test_restarted_in_mid_write_it_says_so_and_the_same_command_goes_on(own_home
 
     server = postgres.start(own_home)
     assert rows(server.dsn, "item") == 1 + stored
-    assert rows(server.dsn, "digest") == rows(server.dsn, "summary") == 1
+    assert rows(server.dsn, "digest") == 1
+    assert rows(server.dsn, "summary") in range(1, 2 + stored)  # those made before it ended are kept
     again = subprocess.run([*COMMAND, "ingest", str(path), "--json"], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["inserted"] == 20 - stored
     assert json.loads(again.stdout)["embedded"] == 20
