@@ -51,10 +51,11 @@ class Total:
 
 @dataclass(frozen=True)
 class Seen:
-    """Outside of the ledger's totals. counted: by all engines; own: what the liar said of its own to chats; missed: answers at most that
-    no engine could count; unstored: summaries at most that were
-    read and not stored; largest: a call's tokens, asked and answered;
-    largest_embedded: of a batch."""
+    """Outside of the ledger's totals.
+
+    counted: by all engines; own: what the liar said of its own to chats; missed: answers at most that no engine could count; unstored:
+    summaries at most that were read and not stored; largest: a call's tokens, asked and answered; largest_embedded: of a batch.
+    """
 
     counted: Counter[str]
     own: int
