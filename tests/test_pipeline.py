@@ -245,9 +245,10 @@ async def test_an_engine_that_goes_away_stops_the_run_and_costs_no_attempt(store
     assert (await digest_with(store, StubEngine())).embedded == 100
 
 
-async def test_an_engine_that_fails_everything_stops_the_run(store, row, jsonl):
+@pytest.mark.parametrize("said", [lambda: failure(500), lambda: httpx2.Response(200, html="<h1>Sign in</h1>")])
+async def test_an_engine_that_fails_everything_stops_the_run(store, row, jsonl, said):
     await ingest_file(store, jsonl(*(row(n) for n in range(1, 301))))
-    stub = StubEngine(lambda text, times: failure(500))
+    stub = StubEngine(lambda text, times: said())
     with pytest.raises(EngineFailing):
         await digest_with(store, stub)
     assert len(stub.asked) == pipeline.FAILED_BATCHES * leases.BATCH

@@ -126,14 +126,14 @@ async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None) -> 
         tokens, _ = charge(answer.usage)
         rows = sorted(answer.data, key=lambda row: row.index)
         if [row.index for row in rows] != list(range(len(texts))):
-            raise DigestFailed("unreadable answer", f"{len(rows)} vectors for {len(texts)} texts, or numbered wrongly")
+            raise DigestFailed("unreadable answer", f"{len(rows)} vectors for {len(texts)} texts, or numbered wrongly", engine=True)
         vectors = np.stack([_decode(row.embedding) for row in rows])
     except openai.OpenAIError as error:
         raise translate(error) from error
     except (AttributeError, TypeError, ValueError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page
-        raise DigestFailed("unreadable answer", f"vectors: {error}"[:300]) from error
+        raise DigestFailed("unreadable answer", f"vectors: {error}"[:300], engine=True) from error
     if vectors.ndim != 2:
-        raise DigestFailed("unreadable answer", f"vectors of shape {vectors.shape}")
+        raise DigestFailed("unreadable answer", f"vectors of shape {vectors.shape}", engine=True)
     if dimensions and vectors.shape[1] != dimensions:
         raise VersionMismatch(
             f"{engine.model} gives vectors of {vectors.shape[1]} dimensions, not the configured {dimensions}: "

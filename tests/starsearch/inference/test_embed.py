@@ -200,6 +200,19 @@ async def test_a_text_that_the_engine_fails_over_costs_only_itself():
     assert tokens == 7 * sum("text 50" not in batch for batch in asked)
 
 
+@pytest.mark.parametrize("spoilt", [[], [None], [[[1.0]]]])
+async def test_a_text_that_spoils_the_answer_costs_no_other(spoilt):
+    """A vector too few, null, or of another shape, with status 200: whose it is turns out by halves."""
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        texts = json.loads(request.content)["input"]
+        return answer(*[vector for text in texts for vector in (spoilt if text == "text 5" else [UP])])
+
+    async with open_client("http://engine.example/v1", transport=httpx2.MockTransport(handle)) as client:
+        vectors, _ = await embed_each(Engine(client, "http://engine.example/v1", "m"), [f"text {n}" for n in range(8)], dimensions=None)
+    assert {n: vector.reason for n, vector in enumerate(vectors) if isinstance(vector, DigestFailed)} == {5: "unreadable answer"}
+
+
 async def test_halving_ends_in_time(monkeypatch):
     monkeypatch.setattr(embed_module, "HALVING_SECONDS", 0.0)
     async with judging(lambda text: text == "b", 500) as (opened, asked):
