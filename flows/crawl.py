@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from starsearch.errors import RateLimited
+from starsearch.errors import RateLimited, SourceUnavailable
 from tasks.digesting import digest_due
 from tasks.stages import fetch, prepared, report
 
@@ -22,8 +22,8 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
     async with prepared():
         try:
             fetched, failed, github = await fetch(repositories, newest)
-        except (TimeoutError, RateLimited):
-            await digest_due()  # what came in time; the next run fetches the rest
+        except (TimeoutError, RateLimited, SourceUnavailable):
+            await digest_due()  # what came in time, and what was left over; the next run fetches the rest
             raise
         digested = await digest_due()
         return (await report("crawl-counts", [fetched, digested], failed, github)).as_dict()

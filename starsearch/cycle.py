@@ -36,6 +36,7 @@ LISTS: dict[ItemType, str] = {"issue": "list_issues", "pull_request": "list_pull
 LONE_HOLES = 10  # in a row: the rest of the list would be no better
 PAGE_SIZES = (100, 25, 5, 1)  # one that GitHub does not fill is asked again with fewer items, down to the one that it does not tell
 GONE = "not found, or private"
+UNTOLD = Page((), None, holes=1)  # GitHub told of the repository and not of all of its newest items
 
 log = logging.getLogger(__name__)
 Job = Callable[[], Awaitable[None]]
@@ -297,24 +298,27 @@ class _Told:
 
     @classmethod
     def of(cls, repository: Followed, node: Found) -> "_Told":
-        if isinstance(node, Missing) or (isinstance(node, dict) and node.get("isPrivate")):
+        failure = f"{node.reason}: {node.detail}" if isinstance(node, Failed) else ""
+        told = node.node if isinstance(node, Failed) else node
+        if isinstance(told, Missing) or (told and told.get("isPrivate")):
             return cls(repository, gone=True)
-        if isinstance(node, Failed):
-            return cls(repository, failure=f"{node.reason}: {node.detail}")
+        if told is None:
+            return cls(repository, failure=failure)
         try:
-            return cls(repository, facts=read_facts(node), pages=_pages(repository, node), note=_note(node))
+            pages = {kind: UNTOLD if failure else read_page(told, kind, _start(repository, kind)) for kind in _shown(told)}
+            return cls(repository, facts=read_facts(told), pages=pages, note=_note(told))
         except (KeyError, TypeError, ValueError) as error:
-            return cls(repository, failure=f"unreadable answer: {type(error).__name__} {error}")
+            return cls(repository, failure=failure or f"unreadable answer: {type(error).__name__} {error}")
 
 
-def _pages(repository: Followed, node: Node) -> dict[ItemType, Page]:
-    """The first page of each kind, but of those alone that GitHub shows: a list that cannot be read is not read to its end.
+def _shown(node: Node) -> list[ItemType]:
+    """The kinds that GitHub shows: a list that cannot be read is not read to its end.
 
-    Nothing while it has locked the repository, no issues while they are switched off: their marks stay where they are until then.
+    None while it has locked the repository, no issues while they are switched off: their marks stay where they are until then.
     """
     if node["isDisabled"] or node["isLocked"]:
-        return {}
-    return {kind: read_page(node, kind, _start(repository, kind)) for kind in ITEM_TYPES if kind != "issue" or node["hasIssuesEnabled"]}
+        return []
+    return [kind for kind in ITEM_TYPES if kind != "issue" or node["hasIssuesEnabled"]]
 
 
 def _note(node: Node) -> str:
@@ -330,10 +334,16 @@ def _page(answer: Answer, mark: Mark) -> Page:
         page = read_page(answer.data["node"], mark.kind, mark.start)
     except (KeyError, TypeError, ValueError) as error:
         told = answer.errors[0].message if answer.errors else f"{type(error).__name__} {error}"
-        raise StarsearchError(f"unreadable answer: {told}") from error
+        raise _of_a_page(answer, f"unreadable answer: {told}") from error
     if answer.errors and not page.holes:
-        raise StarsearchError(f"incomplete answer: {answer.errors[0].message}")
+        raise _of_a_page(answer, f"incomplete answer: {answer.errors[0].message}")
     return page
+
+
+def _of_a_page(answer: Answer, reason: str) -> StarsearchError:
+    """A smaller page may be told in full where GitHub ran out of resources."""
+    heavy = any(error.type == "RESOURCE_LIMITS_EXCEEDED" for error in answer.errors)
+    return QueryTooHeavy(reason) if heavy else StarsearchError(reason)
 
 
 def _mark(repository: Followed, kind: ItemType) -> Mark:

@@ -386,13 +386,14 @@ async def test_a_list_that_github_fills_with_nulls_is_read_in_smaller_pages(stor
     assert await compared(store, world) == Comparison()
 
 
-async def test_an_item_of_which_lists_tell_nothing_costs_only_itself_and_holds_the_mark(store, standin, world):
-    _, items = filled(world, issues=130)
-    standin.faults.add("holes", items={items[7].node_id}, times=None)
+@pytest.mark.parametrize("which", [7, 129])  # the ten newest come with the sweep
+async def test_an_item_of_which_lists_tell_nothing_costs_only_itself_and_holds_the_mark(store, standin, world, which):
+    _, items = filled(world, issues=130, pulls=2)
+    standin.faults.add("holes", items={items[which].node_id}, times=None)
     for _ in range(2):
         crawled = await crawl_now(store, standin, "quillcap/marlframe")
         assert crawled.failed == {"quillcap/marlframe": "GitHub lists an item and tells nothing of it"}
-        assert (await compared(store, world)).missed == [("quillcap/marlframe", 8)]
+        assert (await compared(store, world)).missed == [("quillcap/marlframe", which + 1)]
         assert await ahead(store, world) == []
         world.advance(3_600)
     standin.faults.clear()
@@ -400,13 +401,14 @@ async def test_an_item_of_which_lists_tell_nothing_costs_only_itself_and_holds_t
     assert await compared(store, world) == Comparison()
 
 
-async def test_a_hole_in_a_sweep_has_its_list_read(store, standin, world):
-    """The first items come with the sweep; GitHub may leave one out there, and its error with it."""
+@pytest.mark.parametrize("silent", [True, False])
+async def test_a_hole_in_a_sweep_has_its_list_read(store, standin, world, silent):
+    """The first items come with the sweep; GitHub may leave one out there, with its error or without."""
     _, items = filled(world, issues=4)
     await crawl_now(store, standin, "quillcap/marlframe")
     world.advance(3_600)
     world.update_item(items[2], body="Column 2 is right again.")
-    standin.faults.add("holes", operation="Sweep", items={items[2].node_id}, silent=True, times=None)
+    standin.faults.add("holes", operation="Sweep", items={items[2].node_id}, silent=silent, times=None)
     assert (await crawl_now(store, standin, "quillcap/marlframe")).failed == {}
     assert await compared(store, world) == Comparison()
     assert standin.counters.requests["ListIssues"] == 1
@@ -424,6 +426,15 @@ async def test_switched_off_issues_do_not_have_others_tell_theirs_again(store, s
     since = [datetime.fromisoformat(request.variables["since"]) for request in standin.counters.log if request.operation == "Sweep"]
     assert since[-1] - since[-2] == timedelta(hours=1)
     assert ((await compared(store, world)).missed, standin.counters.fetched_twice) == ([], {})
+
+
+async def test_a_page_that_github_cuts_short_altogether_is_asked_for_by_parts(store, standin, world):
+    """No items and no list of them, but an error that says why."""
+    filled(world, issues=0, pulls=60)
+    standin.faults.add("resource_limits", "ListPulls", times=2)
+    assert (await crawl_now(store, standin, "quillcap/marlframe")).failed == {}
+    assert await compared(store, world) == Comparison()
+    assert [request.variables["first"] for request in standin.counters.log if request.operation == "ListPulls"][:3] == [100, 25, 5]
 
 
 async def test_a_list_of_nothing_but_holes_is_given_up(store, standin, world):

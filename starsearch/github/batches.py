@@ -7,7 +7,7 @@ is never a deletion: GitHub also answers null when it runs out of time, of resou
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starsearch.errors import AnswerUnusable, QueryRefused, QueryTooHeavy, StarsearchError
 from starsearch.github.client import TRIES, Answer, GitHub, Node
@@ -28,10 +28,11 @@ class Missing:
 
 @dataclass(frozen=True)
 class Failed:
-    """GitHub would not tell; nothing follows from that."""
+    """GitHub would not tell, or not all of it: then `node` has what it told. Nothing follows from that."""
 
     reason: str
     detail: str = ""
+    node: Node | None = None
 
 
 Found = Node | Missing | Failed
@@ -120,7 +121,9 @@ class Batches:
             await self._github.nap(tries[key] - 1)
             return [batch]
         log.warning("%s: %d ids given up for now: %s", self._query, len(batch), error)
-        found |= dict.fromkeys(batch, _failed(error))
+        for node_id in batch:
+            told = found.get(node_id)
+            found[node_id] = replace(_failed(error), node=told.node if isinstance(told, Failed) else None)
         return []
 
 
@@ -137,10 +140,11 @@ def read_nodes(batch: Sequence[str], answer: Answer, found: dict[str, Found]) ->
             found[node_id] = node
         elif error and error.type == "NOT_FOUND" and len(error.path) == 2 and node is None:
             found[node_id] = Missing()
-        elif error is None or error.type == "RESOURCE_LIMITS_EXCEEDED":
-            again.append(node_id)
         else:
-            found[node_id] = Failed(error.type or "error", error.message)
+            if error is None or error.type == "RESOURCE_LIMITS_EXCEEDED":
+                again.append(node_id)
+            if error:
+                found[node_id] = Failed(error.type or "error", error.message, node if isinstance(node, dict) and node else None)
     return again
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from starsearch.errors import RateLimited
+from starsearch.errors import RateLimited, SourceUnavailable
 from tests.processes import free_port
 
 pytestmark = pytest.mark.flows
@@ -239,7 +239,9 @@ async def test_a_task_whose_time_is_over_is_not_begun_again():
     assert began == [True]
 
 
-@pytest.mark.parametrize("error", [TimeoutError("50 minutes are over"), RateLimited("GitHub's limit is reached")])
+@pytest.mark.parametrize(
+    "error", [TimeoutError("50 minutes are over"), RateLimited("GitHub's limit is reached"), SourceUnavailable("GitHub is down")]
+)
 async def test_what_came_before_a_crawl_had_to_stop_is_digested(environment, monkeypatch, error):
     import importlib
 
