@@ -28,7 +28,7 @@ from starsearch.models import ITEM_TYPES, Followed, ItemType, RepositoryFacts, S
 from starsearch.progress import Progress
 from starsearch.store.repositories import mark_failed, mark_gone, store_facts
 from starsearch.store.repository_leases import end_leases
-from starsearch.store.sweeps import Reached, advance, record_seen
+from starsearch.store.sweeps import Reached, advance, record_seen, unearth
 
 NEWEST = 10  # of each kind in a sweep; more cost no points, but make larger answers
 OVERLAP = timedelta(seconds=300)
@@ -190,10 +190,12 @@ class Cycle:
         told = [_Told.of(repository, found[repository.node_id]) for repository in repositories]
         pages = [(_mark(each.repository, kind), page) for each in told for kind, page in each.pages.items()]
         self._open.update(mark.repository for mark, _ in pages)
-        apart = {mark for mark, page in pages if page.holes or (mark.kind == "issue" and mark.start < since)}
+        behind = {mark for mark, _ in pages if mark.kind == "issue" and mark.start < since}  # its issues were switched off
+        apart = behind | {mark for mark, page in pages if page.holes}
         async with self._fetcher.transaction() as connection:
             await mark_gone(connection, self._host, [each.repository.node_id for each in told if each.gone], at=self.began)
             await store_facts(connection, self._host, [each.facts for each in told if each.facts])
+            await unearth(connection, [mark.repository.id for mark in behind], ["issue"])
             await self._record(connection, [(mark, page) for mark, page in pages if mark not in apart])
             await end_leases(connection, [each.repository for each in told if not each.pages and not each.failure], at=self.began)
         self._pages.extend((mark, None) for mark in apart)  # their lists are read from the start, in pages of a size that GitHub fills

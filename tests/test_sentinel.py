@@ -6,6 +6,7 @@ from starsearch.crawling import CrawlOptions
 from starsearch.errors import SourceUnavailable
 from starsearch.pipeline import recorded_run
 from starsearch.sentinel import check_items
+from starsearch.store.dead_letters import Choice, find_dead_letters
 from tests.crawls import crawl_now, opened, rows
 from tests.standin.oracle import Comparison, compare
 
@@ -101,6 +102,41 @@ async def test_a_hundred_items_cost_one_point_where_nothing_changed(store, stand
     assert checks.checked > 200
     assert standin.counters.points["Check"] == 1 + checks.checked // 100
     assert standin.counters.requests["Fetch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("hide", "show", "buried"), [({"has_issues": False}, {"has_issues": True}, 30), ({"is_private": True}, {"is_private": False}, 60)]
+)
+async def test_what_was_out_of_sight_for_a_while_comes_back(store, standin, world, repository, hide, show, buried):
+    """GitHub denies each item meanwhile; no list tells of those again that did not change."""
+    await crawl_now(store, standin, NAME)
+    world.advance(3_600)
+    world.change_repository(repository, **hide)
+    assert (await check(store, standin)).tombstones == buried
+    await crawl_now(store, standin, NAME)
+    world.advance(3_600)
+    world.change_repository(repository, **show)
+    world.update_item(repository.item(1), title="Totals are right again")
+    world.delete_item(repository.item(3))
+    await crawl_now(store, standin, NAME)
+    assert await compared(store, world) == Comparison(left=[(NAME, 3)])
+    assert (await check(store, standin)).tombstones == 1
+    assert await compared(store, world) == Comparison()
+
+
+async def test_an_item_that_came_back_and_is_not_told_is_counted(store, standin, world, repository):
+    await crawl_now(store, standin, NAME)
+    node = repository.item(7).node_id
+    for operation in ("Check", "Fetch"):
+        standin.faults.add("not_found", operation, ids={node}, times=2)
+    assert (await check(store, standin)).tombstones == 1
+    standin.faults.clear()
+    world.advance(3_600)
+    world.update_item(repository.item(7), title="Totals are right again")
+    standin.faults.add("forbidden", "Fetch", ids={node}, times=None)
+    for _ in range(3):
+        await crawl_now(store, standin, NAME)
+    assert [(letter.number, letter.reason) for letter in await find_dead_letters(store.pool, Choice())] == [(7, "FORBIDDEN")]
 
 
 @pytest.mark.parametrize("kind", ["resource_limits", "wrong_null", "forbidden", "502"])

@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from starsearch.models import ITEM_TYPES, Followed, RepositoryFacts
 from starsearch.store.database import Pool
 from starsearch.store.statements import statement
+from starsearch.store.sweeps import unearth
 
 NAMES_LOCK = 7_827_112_002  # names change one transaction at a time
 GONE_CHECK = timedelta(days=1)
@@ -57,7 +58,9 @@ async def store_facts(
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", [NAMES_LOCK])
         changed.sort(key=lambda fact: fact.node_id)
         await _free_names(connection, host, changed)
+        back = [known[fact.node_id]["id"] for fact in changed if known.get(fact.node_id, {}).get("gone_at")]
         known |= await _upsert(connection, host, changed)
+        await unearth(connection, back, ITEM_TYPES)
     return {node: row["id"] for node, row in known.items()}
 
 

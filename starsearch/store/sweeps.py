@@ -56,7 +56,8 @@ async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> s
         JOIN repository r ON r.id = s.repository_id
         WHERE NOT purged_item(r.host, r.full_name, r.node_id, s.number, s.node_id, NULL)
         ORDER BY s.repository_id, s.number
-        ON CONFLICT (repository_id, number) DO UPDATE SET node_id = excluded.node_id, seen_updated_at = excluded.seen_updated_at
+        ON CONFLICT (repository_id, number) DO UPDATE SET
+          node_id = excluded.node_id, seen_updated_at = excluded.seen_updated_at, tombstoned_at = NULL
         WHERE t.stored_at IS NULL OR t.tombstoned_at IS NOT NULL OR t.node_id IS DISTINCT FROM excluded.node_id
           OR t.updated_at IS NULL OR t.updated_at < excluded.seen_updated_at
         RETURNING node_id
@@ -108,6 +109,19 @@ async def entomb(connection: AsyncConnection, host: str, nodes: Sequence[str]) -
     await connection.execute("DELETE FROM due WHERE item_id = ANY (%s)", [ids])
     await connection.execute("DELETE FROM fetch_failure WHERE item_id = ANY (%s)", [ids])
     return len(ids)
+
+
+async def unearth(connection: AsyncConnection, repositories: Sequence[int], kinds: Sequence[ItemType]) -> None:
+    """These were out of sight as a whole: whoever was buried since their last complete sweep may be as alive as before.
+
+    Whatever changed meanwhile is told by the lists, which are read from that sweep on; who is gone all the same is found by the next check.
+    """
+    if repositories:
+        await connection.execute(
+            "UPDATE item i SET tombstoned_at = NULL FROM checkpoint c WHERE c.repository_id = i.repository_id AND c.kind = i.type "
+            "AND i.repository_id = ANY (%s) AND i.type = ANY (%s) AND i.tombstoned_at >= c.committed_at AND i.node_id IS NOT NULL",
+            [list(repositories), list(kinds)],
+        )
 
 
 async def record_failures(connection: AsyncConnection, host: str, failures: Sequence[FetchFailure]) -> set[str]:
