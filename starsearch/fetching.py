@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from starsearch.errors import Rejected
 from starsearch.github.batches import Batches, Failed, Found, Missing
 from starsearch.github.client import GitHub
-from starsearch.github.nodes import read_facts, read_item
+from starsearch.github.nodes import has_holes, read_facts, read_item
 from starsearch.models import Item, RepositoryFacts
 from starsearch.pipeline import Run
 from starsearch.storage import Store
@@ -68,6 +68,8 @@ class Fetcher:
         for node_id, node in found.items():
             if isinstance(node, Failed):
                 failures.append(FetchFailure(node_id, node.reason, node.detail))
+            elif has_holes(node):
+                failures.append(FetchFailure(node_id, "incomplete", "GitHub left out a label or a comment"))
             elif isinstance(node, dict) and not _private(node):
                 try:
                     items.append((read_item(node, host=self._host), read_facts(node["repository"])))

@@ -108,6 +108,17 @@ async def test_the_hours_of_an_engine_are_those_in_which_it_was_used(stored):
     assert (used.calls, used.failed, used.hours) == (6, 2, pytest.approx(0.2))
 
 
+async def test_a_database_whose_clock_was_set_back_knows_what_is_used(stored):
+    async with stored.pool.connection() as connection:
+        await connection.execute("INSERT INTO run (kind) VALUES ('digest')")
+        await connection.execute(
+            "INSERT INTO engine_call (lease_token, run_id, purpose, model, items, requests, intended_at, settled_at, outcome) "
+            "SELECT 1, max(id), 'summary', 'rack', 1, 1, now(), now() - interval '3 s', 'ok' FROM run"
+        )
+        [used] = await used_today(connection)
+    assert (used.calls, used.hours) == (1, 0.0)
+
+
 async def test_yesterdays_calls_are_not_todays(stored):
     await digest_all(stored, StubEngine())
     limited = Brakes(stored.pool, Budget(tokens=1))

@@ -349,6 +349,18 @@ async def test_a_fault_loses_nothing_and_buries_nobody(store, standin, world, ki
     assert standin.faults.met[kind] >= min(options.get("times", 1), 2)
 
 
+async def test_an_item_that_is_told_in_part_for_a_moment_is_fetched_again(store, standin, world):
+    _, items = filled(world, issues=3)
+    world.add_comment(items[1], "It is the same here.")
+    standin.faults.add("holes", "Fetch", ids={items[1].node_id}, silent=True, times=1)
+    assert (await crawl_now(store, standin, "quillcap/marlframe", comments=5)).failed == {
+        "quillcap/marlframe": "the text of an item could not be fetched"
+    }
+    assert (await crawl_now(store, standin, "quillcap/marlframe", comments=5)).failed == {}
+    assert await compared(store, world) == Comparison()
+    assert await rows(store, "SELECT comments_count, comments->0->>'body' FROM item WHERE number = 2") == [(1, "It is the same here.")]
+
+
 async def test_an_item_that_github_never_tells_costs_only_itself(store, standin, world):
     _, items = filled(world, issues=20)
     filled(world, issues=5, name="brindle/oat")

@@ -63,6 +63,12 @@ def read_page(node: Node, kind: ItemType, since: datetime) -> Page:
     return Page(tuple(items), after if recent else None, holes)
 
 
+def has_holes(node: object) -> bool:
+    """Whether GitHub left something out of an item's lists, which it does for a moment and without a word. False for what is no item."""
+    lists = [node.get(name) for name in ("labels", "comments")] if isinstance(node, dict) else []
+    return any(None in told["nodes"] for told in lists if isinstance(told, dict) and isinstance(told.get("nodes"), list))
+
+
 def read_item(node: Node, *, host: str) -> Item:
     """A fetched item. `comments` is None where they were not asked for. Raises Rejected."""
     try:

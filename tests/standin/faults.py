@@ -13,7 +13,7 @@
 | secondary_403, secondary_200, 429 | a secondary limit, with retry-after: `seconds` (without it if None)   |
 | exhausted       | the credential's window is used up, now and until the virtual clock resets it           |
 | resource_limits | 200; the second half of the nodes, or `ids`, is null with RESOURCE_LIMITS_EXCEEDED      |
-| holes           | 200; in lists, the items of `items`, or all of those longer than `longest`, are null with RESOURCE_LIMITS_EXCEEDED, or without any error where `silent` |
+| holes           | 200; in lists (of issues, labels, comments), the items of `items`, or all of those longer than `longest`, are null with RESOURCE_LIMITS_EXCEEDED, or without any error where `silent` |
 | forbidden, not_found, wrong_null | the same with FORBIDDEN, with NOT_FOUND, without any error             |
 | insufficient_scopes, forbidden_403 | no data: the token may not                                           |
 | incomplete      | a search returns less than it found (REST: incomplete_results)                          |
@@ -153,7 +153,7 @@ def spoil(rule: Rule, answer: dict[str, Any], ids: Iterable[str]) -> None:
     if rule.kind == "holes":
         for path, items in _lists(data, []):
             for position, item in enumerate(items):
-                if item and (item["id"] in rule.items if rule.items else len(items) > rule.longest):
+                if item and (item.get("id") in rule.items if rule.items else len(items) > rule.longest):
                     items[position] = None
                     if not rule.silent:
                         _tell(rule, answer, [*path, position], "")
@@ -174,10 +174,10 @@ def spoil(rule: Rule, answer: dict[str, Any], ids: Iterable[str]) -> None:
 
 
 def _lists(value: Any, path: list[str | int]) -> Iterator[tuple[list[str | int], list[Any]]]:
-    """The nodes of every list of items below, and where they are."""
+    """The nodes of every list below, and where they are."""
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, each in below:
-        if step in {"issues", "pullRequests"}:
+        if step in {"issues", "pullRequests", "labels", "comments"} and "nodes" in (each or ()):
             yield [*path, step, "nodes"], each["nodes"]
         else:
             yield from _lists(each, [*path, step])
