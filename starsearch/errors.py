@@ -100,6 +100,10 @@ class EngineFailing(StarsearchError):
     """Several whole batches failed in a row: the engine is at fault, not the items."""
 
 
+class OutOfTime(StarsearchError):
+    """It took longer than it may. What it wrote down stays; the next run goes on from there."""
+
+
 class ShardsFailed(StarsearchError):
     """A parent's shards did not finish what is due; the message says how much is left, and what they said."""
 

@@ -40,9 +40,11 @@ from starsearch.store.tallies import forget_old_measurements, reconcile
 from starsearch.store.versions import active_version
 from tasks.artifacts import counts_table, progress_artifact, values_table
 from tasks.explanations import explain_price, explain_reprocess_price
-from tasks.retries import may_pass
+from tasks.retries import may_pass, within
 
 log = logging.getLogger(__name__)
+WALK_SECONDS = 3_000.0  # within the hour, so that the next run does not meet this one
+CHECK_SECONDS = 6 * 3_600.0
 Crawled = tuple[Counts, dict[str, str], Usage | None]
 
 
@@ -61,7 +63,7 @@ async def prepared() -> AsyncIterator[None]:
         yield
 
 
-@task(name="rank", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, timeout_seconds=3_000, cache_policy=NO_CACHE)
+@task(name="rank", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | float]:
     """Follow the repositories with the most stars; the list is replaced as a whole or not at all."""
     settings = read_settings()
@@ -70,6 +72,7 @@ async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | 
         open_store(settings) as store,
         progress_artifact("rank-walk", "repositories ranked") as progress,
         recorded_run(store, "rank", progress) as run,
+        within(WALK_SECONDS),
     ):
         if file:
             refreshed = await rank_from_file(store, Path(file), run, host=settings.github_host, top=top)
@@ -82,12 +85,11 @@ async def refresh_ranking(top: int | None, file: str | None) -> dict[str, int | 
     return counts
 
 
-@task(name="fetch", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, timeout_seconds=3_000, cache_policy=NO_CACHE)
+@task(name="fetch", retries=1, retry_delay_seconds=10, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -> Crawled:
     """Store what changed in the named repositories, else in those of STARSEARCH_REPOSITORIES, else in the followed list.
 
-    Returns the counts, the repositories that were not crawled, and what GitHub charged. Within the hour, so that the next run does not
-    meet this one.
+    Returns the counts, the repositories that were not crawled, and what GitHub charged.
     """
     settings = read_settings()
     async with (
@@ -95,6 +97,7 @@ async def fetch(repositories: Sequence[str] | None, newest: int | None = None) -
         progress_artifact("crawl-fetch", "repositories crawled") as progress,
         recorded_run(store, "crawl", progress) as run,
         open_any(settings, newest=newest) as source,
+        within(WALK_SECONDS),
     ):
         named = list(repositories or settings.repositories)
         failed = await crawl(store, source, named, run, crawl_options(settings, newest=newest))
@@ -145,7 +148,6 @@ async def monitor_recall(questions: int) -> dict[str, float]:
     retries=1,
     retry_delay_seconds=10,
     retry_condition_fn=may_pass,
-    timeout_seconds=6 * 3_600,
     cache_policy=NO_CACHE,
 )
 async def check_open_items(items: int) -> dict[str, int]:
@@ -156,6 +158,7 @@ async def check_open_items(items: int) -> dict[str, int]:
         open_graphql(settings, backfill=True) as github,
         progress_artifact("maintain-items", "open items checked") as progress,
         recorded_run(store, "maintain", progress) as run,
+        within(CHECK_SECONDS),
     ):
         checks = await check_items(store, github, run, crawl_options(settings), items=items)
     log.info("%s; %s", checks, github.usage)
@@ -202,11 +205,11 @@ async def activate_version(version: str, questions: str | None, margin: float) -
         return (await activate(settings, store, run, name=version, questions=path, margin=margin)).as_dict()
 
 
-@task(name="price", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, timeout_seconds=3_000, cache_policy=NO_CACHE)
+@task(name="price", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 async def price_range(request: Request) -> dict[str, Any]:
     """What reading a range of history would cost; nothing is read."""
     settings = read_settings()
-    async with open_store(settings) as store, open_graphql(settings) as github:
+    async with open_store(settings) as store, open_graphql(settings) as github, within(WALK_SECONDS):
         told = (await price_of_range(store, github, request, crawl_options(settings), read_prices(settings.prices))).as_dict()
     await values_table("backfill-price", told, github.usage)
     await explain_price(request, told)

@@ -93,9 +93,11 @@ async def _stay_alive(dsn: str, number: int, connection: AsyncConnection) -> Non
                 log.warning("the database does not answer; worker %d goes on and asks again: %s", number, error)
                 await connection.close()
     finally:  # PostgreSQL ends a session a moment after its client has closed it; whoever asks next should not see us alive
-        with contextlib.suppress(psycopg.Error):
-            await connection.execute("SELECT pg_advisory_unlock_all()")
-        await connection.close()
+        try:
+            with contextlib.suppress(psycopg.Error):
+                await connection.execute("SELECT pg_advisory_unlock_all()")
+        finally:  # whoever waits for us may be cancelled a second time
+            await connection.close()
 
 
 async def find_due(pool: Pool) -> int:

@@ -1,6 +1,7 @@
 """Flows on Prefect's own server: the same counts as the command, and artifacts."""
 
 import asyncio
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from starsearch.errors import RateLimited, SourceUnavailable
+from starsearch.errors import OutOfTime, RateLimited, SourceUnavailable
+from starsearch.settings import read_settings
+from starsearch.storage import open_store
+from starsearch.store.leases import worker
 from tests.processes import free_port
 
 pytestmark = pytest.mark.flows
@@ -206,8 +210,6 @@ async def test_the_main_job_costs_a_handful_of_task_runs_whatever_the_number_of_
 
 
 def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():
-    import importlib
-
     import yaml
 
     spec = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -218,33 +220,34 @@ def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():
         assert f'"{deployment["work_pool"]["name"]}"' in pools
 
 
-async def test_a_task_whose_time_is_over_is_not_begun_again():
-    from prefect import flow, task
+async def test_a_crawl_whose_time_is_over_ends_in_order_and_is_not_begun_again(environment, github, monkeypatch):
+    """Its run says why, nobody looks alive any more, and what came in time is digested."""
+    from tasks import stages
 
-    from tasks.retries import may_pass
+    module, began = importlib.import_module("flows.crawl"), []
 
-    began = []
-
-    @task(retries=1, retry_condition_fn=may_pass, timeout_seconds=0.2)
-    async def endless():
+    async def endless(store, _source, _named, _run, _options):
         began.append(True)
-        await asyncio.sleep(60)
+        async with worker(store.dsn):
+            await asyncio.sleep(60)
 
-    @flow
-    async def hourly():
-        await endless()
-
-    with pytest.raises(TimeoutError):
-        await hourly()
+    monkeypatch.setattr(stages, "crawl", endless)
+    monkeypatch.setattr(stages, "WALK_SECONDS", 0.2)
+    with pytest.raises(OutOfTime):
+        await module.crawl(["quillcap/marlframe"])
     assert began == [True]
+    async with open_store(read_settings()) as store, store.pool.connection() as connection:
+        told = await (await connection.execute("SELECT kind, finished_at IS NOT NULL, failure FROM run ORDER BY id")).fetchall()
+        living = await (await connection.execute("SELECT count(*) FROM living_worker")).fetchone()
+    assert told[0][:2] == ("crawl", True) and "not done within" in told[0][2]
+    assert "digest" in {kind for kind, _, _ in told}
+    assert living == (0,)
 
 
 @pytest.mark.parametrize(
-    "error", [TimeoutError("50 minutes are over"), RateLimited("GitHub's limit is reached"), SourceUnavailable("GitHub is down")]
+    "error", [OutOfTime("50 minutes are over"), RateLimited("GitHub's limit is reached"), SourceUnavailable("GitHub is down")]
 )
 async def test_what_came_before_a_crawl_had_to_stop_is_digested(environment, monkeypatch, error):
-    import importlib
-
     module = importlib.import_module("flows.crawl")
     digested = []
 
