@@ -2,8 +2,8 @@
 
 A stand-in GitHub over HTTP with the stars and activity of the real list where ../shared/data holds it, three engine processes that
 answer at once, PostgreSQL, and `make up` as it is: Prefect's server, a worker for each pool, crawl/hourly, and its shards in processes of
-their own. GitHub's clock is virtual; the rest is not. Each hour is held against the stand-in's record before the next one begins. The
-texts are the stand-in's.
+their own. GitHub's clock is virtual; the rest is not. Each hour is held against the stand-in's record before the next one begins. What is
+new or edited has the texts of the real items where they are at hand, under other titles.
 
 Writes build/day.json and build/day.svg; exit code 1 where an hour was not complete.
 """
@@ -28,7 +28,7 @@ from benchmarks.instant_engine import MODEL
 from benchmarks.measure import ask
 from benchmarks.plots import small_plots
 from benchmarks.prefect_cost import Machine, open_machine
-from deployments.one_machine import ours
+from deployments.one_machine import POOLS, ours
 from starsearch.audit import read_status
 from starsearch.models import RepositoryFacts
 from starsearch.settings import Settings
@@ -40,6 +40,7 @@ from tests.standin.oracle import compare
 
 ENGINES = 3
 SAMPLE_SECONDS = 2.0
+ITEMS = LIST.with_name("items.jsonl.gz")
 SEARCHABLE = "SELECT count(*) FROM digest"
 
 
@@ -70,7 +71,9 @@ def main(hours: int = 24) -> int:
     exit_on_sigterm()
     skew = ["--stars-csv", str(LIST)] if LIST.exists() else []
     print(f"stars and activity: {'of the real list' if skew else 'invented, ../shared/data is not there'}", flush=True)
-    world = ("--repositories", str(REPOSITORIES), "--items-each", str(ITEMS_EACH), "--latency-seconds", str(LATENCY_SECONDS), *skew)
+    texts = ["--texts", str(ITEMS)] if ITEMS.exists() else []
+    print(f"texts: {'of the real items' if texts else 'invented, ../shared/data is not there'}", flush=True)
+    world = ("--repositories", str(REPOSITORIES), "--items-each", str(ITEMS_EACH), "--latency-seconds", str(LATENCY_SECONDS), *skew, *texts)
     with open_standin(*world) as control, _engines() as addresses, open_machine(_settings(control, addresses)) as machine:
         asyncio.run(_follow(machine.dsn, control))
         _hour(machine, control, 0)  # everything is new to us, and nothing has changed
@@ -193,8 +196,12 @@ class _Roles:
                     times = process.cpu_times()
                     seconds[role] += times.user + times.system
                     if role != "prefect":
-                        seconds["crawl and digest" if role == "workers" else role] += times.children_user + times.children_system
+                        seconds[self._stage(process) if role == "workers" else role] += times.children_user + times.children_system
         return seconds
+
+    def _stage(self, worker: psutil.Process) -> str:
+        """What a worker's children did. Parents fetch, cut into shards and watch; shards summarize, embed and store."""
+        return "digest" if POOLS[1] in worker.cmdline() else "crawl"
 
     def _role(self, process: psutil.Process) -> str | None:
         line = " ".join(process.cmdline())
@@ -242,7 +249,8 @@ def _plots(hours: Sequence[Hour]) -> str:
     series: dict[str, Iterable[float]] = {
         "items digested": (hour.digested for hour in hours),
         "GitHub's points": (hour.points for hour in hours),
-        "CPU seconds of crawl and digest": (hour.cpu.get("crawl and digest", 0.0) for hour in hours),
+        "CPU seconds of the crawl": (hour.cpu.get("crawl", 0.0) for hour in hours),
+        "CPU seconds of the shards": (hour.cpu.get("digest", 0.0) for hour in hours),
         "CPU seconds of PostgreSQL": (hour.cpu.get("postgres", 0.0) for hour in hours),
         "CPU seconds of Prefect's server": (hour.cpu.get("prefect", 0.0) for hour in hours),
         "MB of the largest job's process": (hour.job_mb for hour in hours),

@@ -432,6 +432,17 @@ def test_issues_and_pull_requests_are_numbered_apart_so_that_some_share_a_databa
     assert all((item.number, item.typename) == (same.number, same.typename) for item, same in found)
 
 
+def test_an_hour_brings_the_texts_it_is_given_under_titles_of_their_own() -> None:
+    world = World()
+    world.populate(50, seed=1)
+    world.texts = [("Login fails", "After the update."), ("Slow", "Ten seconds each.")]
+    world.hour(200, seed=1)
+    changed = world.record(updated_since=World().now)
+    titles = [row["title"] for row in changed if row["title"].startswith(("Login fails (", "Slow ("))]
+    assert 40 < len(titles) == len(set(titles))
+    assert sum(row["body"].startswith(("After the update.", "Ten seconds each.")) for row in changed) > len(titles)
+
+
 def test_untouched_items_keep_their_text_when_their_repository_is_renamed() -> None:
     world = World()
     repository = world.populate(1)[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 import uvicorn
 
 from tests.standin.documents import schema
+from tests.standin.filling import read_texts
 from tests.standin.limits import TOKENS
 from tests.standin.server import configuration
 from tests.standin.service import Service
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stars-csv", type=Path, help="full_name, stars, open_issues: real names, stars and activity")
     parser.add_argument("--items", type=Path, help="JSON Lines of real items, as ../shared/data/items.jsonl.gz")
+    parser.add_argument("--texts", type=Path, help="the same file: what is new or edited in an hour has texts of these, under other titles")
     parser.add_argument("--search-index", type=int, default=0, metavar="REPOSITORIES", help="for search: so many more, with stars")
     parser.add_argument("--tokens", default=",".join(TOKENS), help="that are accepted, with commas between")
     parser.add_argument("--points", type=int, default=5_000, help="an hour for each token")
@@ -30,6 +32,8 @@ def main() -> None:
     world.populate(arguments.repositories, items_each=arguments.items_each, seed=arguments.seed, stars_csv=arguments.stars_csv)
     if arguments.items:
         world.fill(arguments.items)
+    if arguments.texts:
+        world.texts = read_texts(arguments.texts)
     if arguments.search_index:
         world.search_index(arguments.search_index, seed=arguments.seed)
     schema()  # a second; not during the first request

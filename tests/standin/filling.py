@@ -101,20 +101,37 @@ def spread_updates(world: "World", updates: int, *, seconds: int, seed: int) -> 
     world.now = begun + seconds
 
 
+def read_texts(path: Path) -> list[tuple[str, str]]:
+    """Titles and bodies of real items, for `World.texts`."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        return [(row["title"], row["body"] or "") for row in map(orjson.loads, file)]
+
+
+def _text(world: "World", rng: random.Random) -> tuple[str, str]:
+    """A title that no other item has, and a body: a real item's where there are any."""
+    if world.texts:
+        title, body = rng.choice(world.texts)
+        return f"{title} ({rng.randrange(10**6)})", body
+    return f"Counted twice since revision {rng.randrange(10**6)}", " ".join(rng.choices(SENTENCES, k=rng.randint(2, 12)))
+
+
 def _update(world: "World", repository: Repository, rng: random.Random) -> None:
     item = _recent(repository, rng)
     kind = rng.random()
     if item is None or kind < NEW_ITEMS:
+        typed = "issue" if rng.random() < 0.42 else "pull_request"
+        title, body = _text(world, rng)
         world.add_item(
             repository,
-            "issue" if rng.random() < 0.42 else "pull_request",
-            title=f"Counted twice since revision {rng.randrange(10**6)}",
-            body=" ".join(rng.choices(SENTENCES, k=rng.randint(2, 12))),
+            typed,
+            title=title,
+            body=body,
             author=rng.choice(AUTHORS),
             labels=rng.choice(LABELS),
         )
     elif kind < EDITS:
-        world.update_item(item, body=f"{item.body[:2_000]} Edited: {rng.choice(SENTENCES)} ({rng.randrange(10**6)})")
+        body = _text(world, rng)[1] if world.texts else item.body
+        world.update_item(item, body=f"{body[:2_000]} Edited: {rng.choice(SENTENCES)} ({rng.randrange(10**6)})")
     elif kind < STATES and item.state != "merged":  # which nobody can undo
         closed = "closed" if item.typename == "Issue" else rng.choice(("closed", "merged"))
         world.update_item(item, state=closed if item.state == "open" else "open")

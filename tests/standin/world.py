@@ -11,7 +11,7 @@ Every change takes the world's lock, so a test may change it while the server an
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from threading import RLock
@@ -36,6 +36,7 @@ class World:
         self.tick_seconds = tick_seconds
         self.repositories: dict[int, Repository] = {}
         self.activity: dict[int, float] = {}  # by database id; 1.0 where not given
+        self.texts: Sequence[tuple[str, str]] = ()  # titles and bodies for what an hour brings; none: invented ones
         self.version = 0  # moves with every change to a repository, so that the search index knows
         self._seconds = float(to_seconds(now))
         self._by_name: dict[str, Repository] = {}  # old names of renamed ones stay
