@@ -1,7 +1,8 @@
 """A question and the digests found for it to an answer whose every citation is one of them, checked while it is written.
 
-Sources are strangers' text: fenced on the way in, and of what comes back only citations of given sources and those sources' own
-links are kept. An answer that cites nothing is no answer from the sources.
+Sources are strangers' text: what speaks to a model is left out and the rest fenced on the way in. Of what comes back only citations of
+given sources and those sources' own links are kept. An answer that cites nothing is no answer from the sources, and one that repeats
+its instructions is none at all.
 """
 
 import re
@@ -12,9 +13,11 @@ from importlib import resources
 import openai
 
 from starsearch.errors import DigestFailed
+from starsearch.imperatives import without_commands
 from starsearch.inference.client import Engine, translate, written
+from starsearch.inference.gate import echoed
 from starsearch.models import Hit, clean
-from starsearch.untrusted import defuse, fence, foreign_links, visible
+from starsearch.untrusted import INVISIBLE, TERMINAL, defuse, fence, foreign_links, visible
 
 PROMPT = "answer-v1"
 MAX_TOKENS = 400
@@ -83,7 +86,7 @@ class Checking:
         return (self._said, self._cited) if self._cited and not self._void else None
 
     def _take(self, sentence: str) -> None:
-        self._void = self._void or NOT_FOUND in sentence
+        self._void = self._void or NOT_FOUND in sentence or bool(echoed(sentence, _instructions()))
         self._held += self._check(sentence)
         self._cited += [number for number in self._citing if number not in self._cited]
         ready = self._held.rstrip() if self._said else self._held.strip()
@@ -93,6 +96,7 @@ class Checking:
             self._held, self._citing = self._held[len(self._held.rstrip()) :], []
 
     def _check(self, text: str) -> str:
+        text = INVISIBLE.sub("", TERMINAL.sub("", text))
         for link in sorted(foreign_links(text, [hit.url for hit in self._hits]), key=len, reverse=True):
             text = text.replace(link, "[link removed]")
         return _CITATION.sub(self._keep, text)
@@ -109,7 +113,8 @@ def _in_citation(text: str) -> bool:
 
 def request(question: str, hits: Sequence[Hit]) -> str:
     """The sources, numbered from 1 and fenced, and the question after them."""
-    sources = [_fenced("source", f"{hit.title}\n{hit.summary[:SUMMARY_CHARACTERS]}", number=str(n)) for n, hit in enumerate(hits, 1)]
+    texts = ["\n".join(map(without_commands, (hit.title, hit.summary[:SUMMARY_CHARACTERS]))) for hit in hits]
+    sources = [_fenced("source", text, number=str(n)) for n, text in enumerate(texts, 1)]
     return "\n".join([*sources, _fenced("question", question)])
 
 

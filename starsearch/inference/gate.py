@@ -130,7 +130,7 @@ def _subject(summary: str, source: Source, system: str) -> Refusal | None:
     if (found := _OBLIGING.match(plain) or _ITSELF.search(plain)) and not source.holds(found[0]):
         return Refusal("speaks of itself", found[0])
     words = _WORD.findall(plain)
-    if echo := _shared_run(words, _runs_of(system)):
+    if echo := echoed(plain, system):
         return Refusal("echoes the instructions", echo)
     if not summary.isascii() and sum(c.isalpha() and c > "\u024f" for c in summary) > MAX_FOREIGN_LETTERS * sum(map(str.isalpha, summary)):
         return Refusal("not English", summary[:100])
@@ -170,7 +170,9 @@ def _claim(summary: str, source: Source, state: State) -> Refusal | None:
     return None
 
 
-def _shared_run(words: list[str], runs: frozenset[tuple[str, ...]]) -> str | None:
+def echoed(text: str, instructions: str) -> str | None:
+    """Six words in a row that are the instructions' own; None: it repeats none."""
+    words, runs = _WORD.findall(text.casefold()), _runs_of(instructions)
     for i in range(len(words) - ECHO_WORDS + 1):
         if tuple(words[i : i + ECHO_WORDS]) in runs:
             return " ".join(words[i : i + ECHO_WORDS])
