@@ -703,6 +703,26 @@ async def test_rest_and_graphql_tell_the_same_items(store, standin, world):
     assert await told(store) == by_graphql
 
 
+async def test_a_private_repository_fails_alone_over_rest_and_nothing_of_it_is_stored(store):
+    """Its token may read it: GitHub tells all."""
+
+    def github(request):
+        name = request.url.path.removeprefix("/repos/").removesuffix("/issues")
+        if not request.url.path.endswith("/issues"):
+            return httpx2.Response(200, json={"private": name == "quillcap/secret"})
+        url = f"https://github.com/{name}/issues/1"
+        fields = {"number": 1, "title": "Totals", "state": "open", "html_url": url, "updated_at": "2026-01-10T12:00:00Z"}
+        return httpx2.Response(200, json=[fields])
+
+    names = ["quillcap/secret", "quillcap/marlframe"]
+    transport = httpx2.MockTransport(github)
+    async with open_source("https://api.github.com", "token", transport=transport) as source, recorded_run(store, "crawl") as run:
+        failed = await crawl(store, source, names, run, CrawlOptions(newest=30))
+    assert failed == {"quillcap/secret": "it is private, and private repositories are not followed: nothing of it was read"}
+    stored = "SELECT full_name, number FROM item JOIN repository ON repository.id = repository_id"
+    assert await rows(store, stored) == [("quillcap/marlframe", 1)]
+
+
 async def told(store):
     """What both sources tell. REST has its own database ids for pull requests, and counts comments without being asked to."""
     async with store.pool.connection() as connection:

@@ -63,6 +63,7 @@ class RestSource:
 
     async def items(self, checkpoint: Checkpoint, *, since: datetime | None = None, newest: int | None = None) -> AsyncIterator[Chunk]:
         """What changed since the checkpoint; without one, since `since`, or the `newest` items of any age."""
+        await self._check_public(checkpoint.repo)
         started = datetime.now(UTC)
         start = checkpoint.high_water or since or started - FIRST_REACH
         parameters = {
@@ -84,6 +85,19 @@ class RestSource:
             reached = checkpoint.high_water or high_water if newest else max(high_water, start)
             done = None if url else Checkpoint(checkpoint.repo, reached, checkpoint.host)
             yield Chunk(tuple(items), tuple(rejections), done, name=checkpoint.repo, of_github=True)
+
+    async def _check_public(self, repo: str) -> None:
+        """Raises StarsearchError for a private repository. Without a token GitHub shows none, and a request is one of 60 an hour."""
+        if "authorization" not in self._http.headers:
+            return
+        response = await self._get(f"/repos/{repo}")
+        try:
+            private = response.json()["private"]
+        except (ValueError, KeyError, TypeError):
+            private = None
+        if private is not False:
+            why = "it is private" if private else "GitHub does not say that it is public"
+            raise StarsearchError(f"{why}, and private repositories are not followed: nothing of it was read")
 
     def _next(self, response: httpx2.Response) -> str | None:
         """The Link header's next page; only on the same host, because the token goes with it."""

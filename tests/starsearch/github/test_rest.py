@@ -45,6 +45,11 @@ def page(*rows: Any, following: str | None = None) -> httpx2.Response:
     return httpx2.Response(200, json=rows, headers={"link": f'<{following}>; rel="next"'} if following else {})
 
 
+def facts(**fields: Any) -> httpx2.Response:
+    """What GitHub says of the repository, which a source with a token asks first."""
+    return httpx2.Response(200, json={"full_name": REPO, "private": False} | fields)
+
+
 def failure(status: int, **headers: str) -> httpx2.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return httpx2.Response(status, json={"message": "no"}, headers=named)
@@ -336,17 +341,33 @@ async def test_one_lost_answer_is_no_reason_to_stop():
 
 
 async def test_a_next_page_on_another_host_is_refused():
-    github = GitHub(page(issue(1), following="https://api.github.com.example/issues?page=2"))
+    github = GitHub(facts(), page(issue(1), following="https://api.github.com.example/issues?page=2"))
     with pytest.raises(StarsearchError, match=r"another host: api\.github\.com\.example"):
         await github.crawl(token="gho_secret")
-    assert len(github.asked) == 1
+    assert len(github.asked) == 2
 
 
 @pytest.mark.parametrize(("token", "sent"), [("gho_secret", "Bearer gho_secret"), (None, None)])
 async def test_the_token_is_sent_with_every_page(token, sent):
-    github = GitHub(page(following=SECOND_PAGE), page())
+    github = GitHub(*([facts()] if token else []), page(following=SECOND_PAGE), page())
     await github.crawl(token=token)
-    assert [request.headers.get("authorization") for request in github.asked] == [sent, sent]
+    assert [request.headers.get("authorization") for request in github.asked[-2:]] == [sent, sent]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (facts(private=True), "it is private"),
+        (facts(private=None), "does not say that it is public"),
+        (httpx2.Response(200, text="<html>"), "does not say that it is public"),  # a proxy's page
+        (httpx2.Response(200, json=[]), "does not say that it is public"),
+    ],
+)
+async def test_a_private_repository_that_the_token_may_read_is_refused_before_its_issues_are_asked_for(answer, reason):
+    github = GitHub(answer, page(issue(1)))
+    with pytest.raises(StarsearchError, match=f"{reason}.*private repositories are not followed"):
+        await github.crawl(token="gho_secret", newest=30)
+    assert [request.url.path for request in github.asked] == [f"/repos/{REPO}"]
 
 
 @pytest.mark.parametrize(
@@ -357,10 +378,10 @@ async def test_the_token_is_sent_with_every_page(token, sent):
     ],
 )
 async def test_a_redirect_is_followed_and_the_token_stays_on_its_host(target, sent):
-    github = GitHub(httpx2.Response(301, headers={"location": target}), page(issue(1)))
+    github = GitHub(facts(), httpx2.Response(301, headers={"location": target}), page(issue(1)))
     chunks = await github.crawl(token="gho_secret")
     assert len(chunks[0].items) == 1
-    assert github.asked[1].headers.get("authorization") == sent
+    assert github.asked[2].headers.get("authorization") == sent
 
 
 async def test_an_enterprise_servers_path_is_kept():
