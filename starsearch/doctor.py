@@ -60,20 +60,23 @@ async def _engine(settings: Settings, name: Literal["summaries", "embeddings"]) 
         if name == "summaries":
             async with open_llm(settings) as engine:
                 tokens = f"{engine.context_tokens:,} tokens of context" if engine.context_tokens else "context unknown"
-                return _serves(name, engine, tokens)
+                return _serves(name, engine, tokens, lent=settings.lends_openai_key("llm"))
         async with open_embedding(settings) as engine:
             probe = await take_probe(engine, settings.embedding_dimensions)
-            return _serves(name, engine, f"{probe.shape[1]} dimensions")
+            return _serves(name, engine, f"{probe.shape[1]} dimensions", lent=settings.lends_openai_key("embedding"))
     except StarsearchError as error:
         return Check(name, "error", str(error))
 
 
-def _serves(name: str, engine: Engine, size: str) -> Check:
+def _serves(name: str, engine: Engine, size: str, *, lent: bool) -> Check:
     message = f"{engine.model} at {engine.base_url} ({engine.dialect.kind}), {size}"
     if len(engine.addresses) + len(engine.silent) > 1:
         message += f", {len(engine.addresses)} addresses answer"
     if engine.silent:
         return Check(name, "warning", f"{message}; silent: {', '.join(engine.silent)}: start them, or take them out of the setting")
+    if lent:
+        setting = {"summaries": "LLM", "embeddings": "EMBEDDING"}[name]
+        return Check(name, "warning", f"{message}; it gets OPENAI_API_KEY: set STARSEARCH_{setting}_API_KEY if it is not to have that")
     return Check(name, "ok", message)
 
 

@@ -1,7 +1,8 @@
 """The one reader of the environment: STARSEARCH_* and a `.env` in the project's root.
 
-Read in tasks/ and the command only; everything below them gets values. An explicit setting wins; a key that merely happens to
-be in the environment is never sent anywhere but to the host it belongs to.
+Read in tasks/ and the command only; everything below them gets values. An explicit setting wins; what others put into
+the environment is used where ours is not set: GH_TOKEN and GITHUB_TOKEN for api.github.com only, OPENAI_API_KEY for an engine that a base
+URL names, whichever that is (`lends_openai_key` tells `doctor` where it is not OpenAI's).
 """
 
 import os
@@ -21,6 +22,7 @@ from starsearch.models import COMMENTS_IN_DIGEST
 PREFIX = "STARSEARCH_"
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB_HOST = "api.github.com"
+OPENAI_HOST = "api.openai.com"
 SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "ENGINE_API_KEYS", "DATABASE_URL", "GITHUB_TOKENS", "GITHUB_APP_PRIVATE_KEY")
 
 
@@ -165,6 +167,12 @@ class Settings(BaseSettings):
         pairs = self.engine_api_keys.get_secret_value().split(",") if self.engine_api_keys else []
         keys = {host.strip(): key.strip() for host, _, key in (pair.partition("=") for pair in pairs)}
         return keys.get(hosts.pop()) if len(hosts) == 1 else None
+
+    def lends_openai_key(self, purpose: Literal["llm", "embedding"]) -> bool:
+        """OPENAI_API_KEY goes to a host that is not OpenAI's, because the base URL names that and has no key of its own."""
+        base_url, own_key = getattr(self, f"{purpose}_base_url"), getattr(self, f"{purpose}_api_key")
+        hosts = {urlsplit(f"//{host}").hostname for host in _hosts(base_url)}
+        return bool(os.environ.get("OPENAI_API_KEY") and not own_key and hosts - {OPENAI_HOST})
 
     @staticmethod
     def _engine_key(key: SecretStr | None, base_url: str | None) -> str | None:

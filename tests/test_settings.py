@@ -68,6 +68,22 @@ def test_the_environments_openai_key_goes_only_to_an_engine_that_was_named(given
 
 
 @pytest.mark.parametrize(
+    ("values", "lent"),
+    [
+        ({"LLM_BASE_URL": "https://api.openai.com/v1"}, False),  # its own
+        ({"LLM_BASE_URL": ENGINE}, True),
+        ({"LLM_BASE_URL": f"https://api.openai.com/v1,{ENGINE}"}, True),
+        ({"LLM_BASE_URL": "https://api.openai.com@engine.example/v1"}, True),  # a user name, not a host
+        ({"LLM_BASE_URL": ENGINE, "LLM_API_KEY": "sk-own"}, False),
+        ({}, False),
+    ],
+)
+def test_where_openais_key_goes_to_somebody_else_is_known(given, values, lent):
+    assert given(OPENAI_API_KEY="sk-plain", **values).lends_openai_key("llm") is lent
+    assert not given(OPENAI_API_KEY="sk-plain", **values).lends_openai_key("embedding")
+
+
+@pytest.mark.parametrize(
     ("url", "token"),
     [
         ("https://api.github.com", "gho_plain"),

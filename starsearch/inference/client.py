@@ -284,9 +284,12 @@ async def _models(client: Client, address: Address, purpose: str) -> dict[str, E
             answer = await client.endpoints.ask(address, "models", client.auth_headers)
             if answer.status_code == 200:
                 return {str(entry["id"]): entry for entry in answer.json()["data"]}
+            if answer.status_code in {401, 403}:
+                return EngineUnavailable(
+                    f"the engine at {base_url} refuses the key (HTTP {answer.status_code}): set STARSEARCH_{purpose}_API_KEY to its own"
+                )
             unavailable = EngineUnavailable(
-                f"{base_url}/models answered {answer.status_code}: check STARSEARCH_{purpose}_BASE_URL (it usually ends in /v1) "
-                f"and STARSEARCH_{purpose}_API_KEY"
+                f"{base_url}/models answered {answer.status_code}: check STARSEARCH_{purpose}_BASE_URL (it usually ends in /v1)"
             )
             if answer.status_code < 500:
                 return unavailable

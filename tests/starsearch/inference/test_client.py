@@ -85,7 +85,7 @@ async def test_the_setting_of_the_right_engine_is_named():
         (httpx2.ConnectError("refused"), r"no engine answers at http://engine.example/v1: start it, or correct STARSEARCH_LLM_BASE_URL"),
         (httpx2.ReadTimeout("slow"), "no engine answers"),
         (httpx2.Response(404, html="<h1>Not Found</h1>"), r"answered 404: check STARSEARCH_LLM_BASE_URL.*/v1"),
-        (httpx2.Response(401, json={"error": {"message": "no key"}}), "answered 401.*STARSEARCH_LLM_API_KEY"),
+        (httpx2.Response(401, json={"error": {"message": "no key"}}), "refuses the key.*401.*set STARSEARCH_LLM_API_KEY"),
         (httpx2.Response(200, html="<h1>Welcome</h1>"), "did not answer with a list of models.*/v1"),  # a web server's start page
         (httpx2.Response(200, json=[]), "did not answer with a list of models"),
         (httpx2.Response(307, headers={"location": "http://elsewhere.example/"}), "answered 307"),  # a key must not follow
