@@ -1,13 +1,15 @@
-"""One line per precondition, red ones with their fix."""
+"""One line per precondition, red ones with their fix. It changes nothing: not even a schema that is out of date."""
 
-from collections.abc import AsyncIterator
+import ipaddress
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx2
 
+from starsearch.cost import read_prices
 from starsearch.engines import open_embedding, open_llm
-from starsearch.errors import StarsearchError
+from starsearch.errors import BudgetSpent, Paused, PreconditionMissing, StarsearchError
 from starsearch.github.client import open_github
 from starsearch.github.rest import open_source
 from starsearch.inference.client import Engine
@@ -15,6 +17,12 @@ from starsearch.inference.embed import take_probe
 from starsearch.settings import Settings
 from starsearch.sources import credentials
 from starsearch.storage import database_address
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+SHARDS = "digest/shard"
+MAY_WRITE = "SELECT has_table_privilege('item', 'INSERT') AND NOT current_setting('transaction_read_only')::boolean"
 
 
 @dataclass(frozen=True)
@@ -27,17 +35,22 @@ class Check:
 
 
 async def checks(settings: Settings) -> AsyncIterator[Check]:
-    yield await _database(settings)
-    yield await _engine(settings, "summaries")
-    yield await _engine(settings, "embeddings")
-    serving = await _serving(settings)
-    if serving:
-        yield serving
+    database, usable = await _database(settings)
+    yield database
+    models = []
+    for name in ("summaries", "embeddings"):
+        engine, model = await _engine(settings, name)
+        yield engine
+        models += [model] if model else []
+    for more in (_prices(settings, models), *([await _serving(settings), await _work(settings)] if usable else [])):
+        if more:
+            yield more
     yield await _github(settings)
     yield await _prefect(settings)
 
 
-async def _database(settings: Settings) -> Check:
+async def _database(settings: Settings) -> tuple[Check, bool]:
+    """The second: whether there is more to be read in it, its schema being that of this release."""
     from starsearch.store.database import connect, describe
     from starsearch.store.migrate import check_pgvector, pending
 
@@ -46,26 +59,83 @@ async def _database(settings: Settings) -> Check:
             pgvector = await check_pgvector(connection, allow_old=settings.allow_old_pgvector)
             missing = len(await pending(connection))
             server = connection.info.server_version
+            doubts = [] if missing else await _doubts(connection)
     except StarsearchError as error:
-        return Check("database", "error", str(error))
+        return Check("database", "error", str(error)), False
     kind = "" if settings.database_url else "embedded "
     schema = f"{missing} migrations missing: run `starsearch migrate`" if missing else "schema up to date"
     where = describe(dsn)
     message = f"{kind}PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}, {schema}, {where}"
-    return Check("database", "warning" if missing else "ok", message)
+    return Check("database", "warning" if missing or doubts else "ok", "; ".join([message, *doubts])), not missing
 
 
-async def _engine(settings: Settings, name: Literal["summaries", "embeddings"]) -> Check:
+async def _doubts(connection: "AsyncConnection") -> list[str]:
+    """What the connection is good enough for some commands without."""
+    found = []
+    row = await (await connection.execute(MAY_WRITE)).fetchone()
+    if row is None or not row[0]:
+        found.append("this address may only read: crawl and digest need the writer's (docs/operations.md, Roles)")
+    options = {option.keyword: option.val or b"" for option in connection.pgconn.info}  # what came from PGSSLMODE, too
+    sslmode = options[b"sslmode"].decode()
+    if sslmode != "verify-full" and not _local(connection.info.host):
+        found.append(
+            f"nobody verifies that this is your server (sslmode={sslmode}): add sslmode=verify-full to STARSEARCH_DATABASE_URL, and "
+            "sslrootcert=FILE, or sslrootcert=system for a public authority"
+        )
+    return found
+
+
+def _local(host: str) -> bool:
+    """A Unix socket, or this machine's own address."""
+    try:
+        return host.startswith("/") or host in {"", "localhost"} or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _engine(settings: Settings, name: str) -> tuple[Check, str | None]:
+    """And the model that it serves."""
     try:
         if name == "summaries":
             async with open_llm(settings) as engine:
                 tokens = f"{engine.context_tokens:,} tokens of context" if engine.context_tokens else "context unknown"
-                return _serves(name, engine, tokens, lent=settings.lends_openai_key("llm"))
+                return _serves(name, engine, tokens, lent=settings.lends_openai_key("llm")), engine.model
         async with open_embedding(settings) as engine:
             probe = await take_probe(engine, settings.embedding_dimensions)
-            return _serves(name, engine, f"{probe.shape[1]} dimensions", lent=settings.lends_openai_key("embedding"))
+            dimensions = f"{probe.shape[1]} dimensions"
+            return _serves(name, engine, dimensions, lent=settings.lends_openai_key("embedding")), engine.model
     except StarsearchError as error:
-        return Check(name, "error", str(error))
+        return Check(name, "error", str(error)), None
+
+
+def _prices(settings: Settings, models: Sequence[str]) -> Check | None:
+    """A budget in dollars needs the price of whatever is used."""
+    try:
+        prices = read_prices(settings.prices)
+    except PreconditionMissing as error:
+        return Check("prices", "error", str(error))
+    unpriced = [] if settings.budget_usd is None else sorted({model for model in models if prices.of(model) is None})
+    if not unpriced:
+        return None
+    return Check(
+        "prices",
+        "error",
+        f"STARSEARCH_BUDGET_USD is set, and nobody knows the price of {', '.join(unpriced)}: work stops once it was used. Name a file with "
+        "its price in STARSEARCH_PRICES (docs/operations.md, What it costs), or use STARSEARCH_BUDGET_TOKENS",
+    )
+
+
+async def _work(settings: Settings) -> Check | None:
+    from starsearch.storage import open_store
+
+    try:
+        async with open_store(settings) as store:
+            await store.brakes.check()
+    except (Paused, BudgetSpent) as error:
+        return Check("work", "warning", str(error))
+    except StarsearchError as error:
+        return Check("work", "error", str(error))
+    return None
 
 
 def _serves(name: str, engine: Engine, size: str, *, lent: bool) -> Check:
@@ -81,21 +151,27 @@ def _serves(name: str, engine: Engine, size: str, *, lent: bool) -> Check:
 
 
 async def _serving(settings: Settings) -> Check | None:
-    """The engines of the version that serves, where the settings describe another one; None where they are those above."""
+    """The engines of the version that serves: do they still make its digests? None where they do and the settings describe no other."""
     from starsearch.serving import open_version, settings_differ
     from starsearch.storage import open_store
+    from starsearch.store.identity import check_models
     from starsearch.store.versions import active_version
 
     try:
         async with open_store(settings) as store:
             version = await active_version(store.pool)
-            if version is None or not settings_differ(settings, version):
+            if version is None:
                 return None
             async with open_version(settings, version) as engines:
+                said = engines.llm.identity
+                await check_models(store.pool, version, probe=engines.probe, summary_identity=said, same_llm=engines.same_llm)
                 where = f"{engines.embedding.model} at {engines.embedding.base_url}, {engines.llm.model} at {engines.llm.base_url}"
     except StarsearchError as error:
         return Check("index", "error", f"the engines of the version that serves: {error}")
-    return Check("index", "ok", f"{version.short} serves, by {where}; the settings describe another: `starsearch reprocess` builds it")
+    if not settings_differ(settings, version):
+        return None
+    serves = f"{version.short} serves, {version.dimensions} dimensions, by {where}"
+    return Check("index", "warning", f"{serves}; the settings describe another: `starsearch reprocess` builds it, or set them back")
 
 
 async def _github(settings: Settings) -> Check:
@@ -118,15 +194,47 @@ async def _github(settings: Settings) -> Check:
 
 
 async def _prefect(settings: Settings) -> Check:
+    by_deployment = settings.dispatch == "deployment"
     if not settings.prefect_api_url:
+        if by_deployment:
+            return Check("Prefect", "error", "STARSEARCH_DISPATCH=deployment needs PREFECT_API_URL: the server that shards are started on")
         return Check("Prefect", "ok", "no PREFECT_API_URL: flows start a server of their own; commands need none")
     try:
-        async with httpx2.AsyncClient(timeout=5) as http:
-            (await http.get(f"{settings.prefect_api_url.rstrip('/')}/health")).raise_for_status()
-    except httpx2.HTTPError as error:
-        return Check(
-            "Prefect",
-            "warning",
-            f"{settings.prefect_api_url} does not answer ({error}): start it, or unset PREFECT_API_URL",
-        )
-    return Check("Prefect", "ok", settings.prefect_api_url)
+        async with httpx2.AsyncClient(base_url=settings.prefect_api_url, timeout=10, auth=settings.prefect_auth) as http:
+            await _shards(http, by_deployment=by_deployment)
+    except StarsearchError as error:
+        return Check("Prefect", "error" if by_deployment else "warning", f"{settings.prefect_api_url}: {error}")
+    return Check("Prefect", "ok", settings.prefect_api_url + (f", {SHARDS} can be started" if by_deployment else ""))
+
+
+async def _shards(http: httpx2.AsyncClient, *, by_deployment: bool) -> None:
+    """Raises StarsearchError where the server does not answer us, or has nobody to run a shard."""
+    if not by_deployment:
+        await _told(http, "admin/version")  # unlike health, asked of nobody without the password
+        return
+    deployment = await _told(http, f"deployments/name/{SHARDS}")
+    if deployment is None:
+        raise StarsearchError(f"the deployment {SHARDS} is missing: `make deploy`, or `prefect deploy --all`")
+    name = deployment.get("work_pool_name")
+    pool = await _told(http, f"work_pools/{name}") if name else None
+    if pool is None:
+        raise StarsearchError(f"the work pool of {SHARDS} is gone: `make deploy` (docs/operations.md)")
+    if pool.get("is_paused"):
+        raise StarsearchError(f"the work pool {name} is paused: `prefect work-pool resume {name}`")
+    if pool.get("status") == "NOT_READY":
+        raise StarsearchError(f"no worker polls the work pool {name}: start one, `prefect worker start --pool {name}`")
+
+
+async def _told(http: httpx2.AsyncClient, path: str) -> dict[str, Any] | None:
+    """None: there is no such thing. Raises StarsearchError."""
+    try:
+        answer = await http.get(path)
+        if answer.status_code in {401, 403}:
+            raise StarsearchError("it refuses the password: correct PREFECT_API_AUTH_STRING (user:password, as the server's own has it)")
+        if answer.status_code == 404:
+            return None
+        answer.raise_for_status()
+        said = answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise StarsearchError(f"no Prefect server answers there ({error}): start it, or correct or unset PREFECT_API_URL") from error
+    return said if isinstance(said, dict) else {}

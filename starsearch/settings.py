@@ -84,6 +84,11 @@ class Settings(BaseSettings):
         validation_alias="PREFECT_API_URL",
         description="Prefect's own setting; unset: flows start a server themselves.",
     )
+    prefect_api_auth_string: SecretStr | None = Field(
+        None,
+        validation_alias="PREFECT_API_AUTH_STRING",
+        description="Prefect's own setting, user:password; here `doctor` alone asks with it.",
+    )
 
     @field_validator("home")
     @classmethod
@@ -135,6 +140,14 @@ class Settings(BaseSettings):
     @cached_property
     def embedding_key(self) -> str | None:
         return self._engine_key(self.embedding_api_key, self.embedding_base_url)
+
+    @cached_property
+    def prefect_auth(self) -> tuple[str, str] | None:
+        """User and password."""
+        if self.prefect_api_auth_string is None:
+            return None
+        user, _, password = self.prefect_api_auth_string.get_secret_value().partition(":")
+        return user, password
 
     @cached_property
     def github_token(self) -> str | None:

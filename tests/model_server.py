@@ -2,6 +2,7 @@
 
 words-N: hashed words, an honest lexical model that finds equal words. random-N: another direction for each text, so it finds nothing.
 minilm-256: all-MiniLM-L6-v2 cut to 256 dimensions. extractive: the embedded engine's summaries. GET /requests counts what was asked.
+`keys`: who has none of them is refused, on every page; none: everybody may ask.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -26,7 +29,7 @@ MODELS = ("extractive", "second-chat", "words-64", "words-96", "random-64", "ran
 
 
 class ModelServer:
-    def __init__(self, cache=None):
+    def __init__(self, cache=None, keys=()):
         self.cache = cache or Path(tempfile.gettempdir()) / "starsearch-model-server"
         self.minilm = None
         self.requests = Counter()
@@ -36,7 +39,14 @@ class ModelServer:
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/requests", self.counted),
         ]
-        self.app = Starlette(routes=routes)
+        self.keys = {f"Bearer {key}" for key in keys}
+        self.app = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=self.check)])
+
+    async def check(self, request, answer):
+        if self.keys and request.headers.get("authorization") not in self.keys:
+            self.requests["refused"] += 1
+            return JSONResponse({"error": {"message": "Incorrect API key provided"}}, status_code=401)
+        return await answer(request)
 
     async def models(self, _):
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
@@ -90,9 +100,9 @@ def random(text, length):
 
 
 @contextmanager
-def running():
+def running(keys=()):
     """Serve on a free port in a thread; yields (server, base URL)."""
-    models = ModelServer()
+    models = ModelServer(keys=keys)
     server = uvicorn.Server(uvicorn.Config(models.app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -27,5 +27,5 @@ async def check_role(connection: AsyncConnection) -> None:
     if row is None or not row[0]:
         raise DatabaseUnsuitable(
             f"the role {ROLE} is {'missing' if row is None else 'not granted to this user'}: as an administrator of the server, "
-            "run the statements of docs/operations.md, “The reader role”"
+            "run the statements of docs/operations.md, Roles"
         )
