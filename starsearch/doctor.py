@@ -80,7 +80,7 @@ async def _doubts(connection: "AsyncConnection") -> list[str]:
     if sslmode != "verify-full" and not _local(connection.info.host):
         found.append(
             f"nobody verifies that this is your server (sslmode={sslmode}): add sslmode=verify-full to STARSEARCH_DATABASE_URL, and "
-            "sslrootcert=FILE, or sslrootcert=system for a public authority"
+            "sslrootcert=FILE with its authority's certificate (docs/security.md)"
         )
     return found
 

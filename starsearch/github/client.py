@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import httpx2
 import orjson
 
+from starsearch.certificates import distrust
 from starsearch.errors import AnswerUnusable, QueryRefused, QueryTooHeavy, SourceUnavailable
 from starsearch.github.credentials import BACKFILL_RESERVE, RESERVE, Clock, Credential, CredentialPool
 from starsearch.github.values import whole
@@ -161,6 +162,8 @@ class GitHub:
                 self._url, content=body, headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
             )
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            if reason := distrust(error):
+                raise SourceUnavailable(f"{self._url} is not asked: {reason}") from error
             raise AnswerUnusable(f"{self._url} does not answer ({str(error) or type(error).__name__}): check the network") from error
         except httpx2.TimeoutException as error:
             credential.slow_down()

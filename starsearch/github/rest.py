@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from starsearch.certificates import distrust
 from starsearch.errors import RateLimited, Rejected, SourceUnavailable, StarsearchError
 from starsearch.models import Checkpoint, Chunk, Item, Rejection, parse_item
 
@@ -112,6 +113,8 @@ class RestSource:
                 self.requests += 1
                 response = await self._http.get(url)
             except httpx2.RequestError as error:
+                if reason := distrust(error):
+                    raise SourceUnavailable(f"{self._http.base_url.host} is not asked: {reason}") from error
                 if attempt == TRIES or isinstance(error, httpx2.ConnectError):
                     raise SourceUnavailable(
                         f"{self._http.base_url.host} does not answer ({error}): check the network or STARSEARCH_GITHUB_REST_URL, "

@@ -21,6 +21,7 @@ import openai
 from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
+from starsearch.certificates import distrust
 from starsearch.errors import ContextTooSmall, DigestFailed, EngineUnavailable, ModelNotServed
 from starsearch.inference import dialects
 from starsearch.inference.balancer import Address, Balancer
@@ -293,7 +294,9 @@ async def _models(client: Client, address: Address, purpose: str) -> dict[str, E
             )
             if answer.status_code < 500:
                 return unavailable
-        except httpx2.TransportError:
+        except httpx2.TransportError as error:
+            if reason := distrust(error):
+                return EngineUnavailable(f"the engine at {base_url} is not asked: {reason}")
             unavailable = EngineUnavailable(
                 f"no engine answers at {base_url}: start it, or correct STARSEARCH_{purpose}_BASE_URL (unset: the embedded engine)"
             )
