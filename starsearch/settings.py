@@ -5,6 +5,7 @@ the environment is used where ours is not set: GH_TOKEN and GITHUB_TOKEN for api
 URL names, whichever that is (`lends_openai_key` tells `doctor` where it is not OpenAI's).
 """
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from functools import cached_property
@@ -194,6 +195,14 @@ class Settings(BaseSettings):
         return os.environ.get("OPENAI_API_KEY") if base_url else None
 
 
+def leave_no_core_dump() -> None:
+    """A core dump is all that a process knew, secrets included. The soft limit alone: who debugs may raise it again."""
+    with contextlib.suppress(ImportError):  # Unix only
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def _hosts(base_url: str | None) -> set[str]:
     """host:port of each address in a base URL."""
     return {urlsplit(address.strip()).netloc for address in (base_url or "").split(",") if address.strip()}
@@ -205,7 +214,8 @@ def _is_address(value: str, *schemes: str) -> bool:
 
 
 def read_settings() -> Settings:
-    """The settings of this process; raises PreconditionMissing naming the variable that is wrong."""
+    """The settings of this process, which leaves no core dump from now on; raises PreconditionMissing naming the variable that is wrong."""
+    leave_no_core_dump()
     try:
         return Settings()
     except ValidationError as error:

@@ -33,6 +33,8 @@ class ModelServer:
         self.cache = cache or Path(tempfile.gettempdir()) / "starsearch-model-server"
         self.minilm = None
         self.requests = Counter()
+        self.held = threading.Event()  # cleared, chat requests wait
+        self.held.set()
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -57,6 +59,7 @@ class ModelServer:
     async def chat(self, request):
         body = await request.json()
         self.requests["chat"] += 1
+        await asyncio.to_thread(self.held.wait)
         text = body["messages"][-1]["content"]
         summary = f"{body['model']}: " + re.sub(r"</?item[^>]*>", "", text).strip().replace("\n", " ")[:200]
         choice = {"index": 0, "message": {"role": "assistant", "content": summary}, "finish_reason": "stop"}
