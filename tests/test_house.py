@@ -75,6 +75,53 @@ def test_every_message_that_the_operations_page_quotes_is_said():
     assert {part for part in parts if part not in text} == set()
 
 
+def section(title: str) -> str:
+    """Of the operations page, up to the next one."""
+    return (ROOT / "docs" / "operations.md").read_text("utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_alert_has_its_row_on_the_operations_page():
+    manifests = "\n".join(path.read_text("utf-8") for path in (ROOT / "k8s").rglob("*.yaml"))
+    alerts = re.findall(r"^ *- alert: (\w+)", manifests, re.MULTILINE)
+    assert len(alerts) > 5
+    assert re.findall(r"^\| ([A-Z]\w+) \|", section("Alerts"), re.MULTILINE) == alerts
+
+
+def reasons():
+    """Why an item may become a dead letter, as the sources name it: where a digest or a fetch fails. Whatever GitHub itself says has no name here."""
+    for path in (ROOT / "starsearch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+            if name == "DigestFailed" or (name == "Failed" and path.name == "batches.py"):
+                yield from named(node.args[0])
+            elif name == "FetchFailure":
+                yield from named(node.args[1])
+            elif isinstance(node, ast.ImportFrom) and node.module == "starsearch.errors" and path.name == "batches.py":
+                yield from ({alias.name for alias in node.names} - {"StarsearchError"})  # these by the names of their classes
+
+
+def named(node):
+    match node:
+        case ast.Constant(str(text)):
+            yield text
+        case ast.JoinedStr([ast.Constant(text), *_]):  # HTTP, and its status
+            yield text.strip()
+        case ast.BoolOp():
+            yield from (name for value in node.values for name in named(value))
+        case ast.Attribute(attr="type" | "reason" | "__name__"):
+            pass
+        case _:
+            raise AssertionError(f"a reason that cannot be read: {ast.dump(node)}")
+
+
+def test_every_reason_of_a_dead_letter_has_its_row_on_the_operations_page():
+    found = set(reasons())
+    assert {"timeout", "HTTP", "rejected", "QueryTooHeavy", "error"} < found
+    rows = [row.split("|")[2] for row in section("Dead letters, by reason").splitlines() if row.startswith("| ")]
+    explained = {word for row in rows for words in re.findall(r"\*([^*]+)\*", row) for word in (words, words.split(" ")[0])}
+    assert found - explained == set()
+
+
 def test_what_runs_is_what_was_tested():
     """Every version of the run-time lock stands in the other one."""
     run, tested = (set(re.findall(r"^[a-z0-9][\w.-]*==\S+", (ROOT / name).read_text(), re.MULTILINE)) for name in LOCKS)
