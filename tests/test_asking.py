@@ -1,5 +1,6 @@
 """Questions answered: every citation resolves, strangers' text commands nothing, and nothing is answered from nothing."""
 
+import json
 import re
 
 import httpx2
@@ -67,6 +68,26 @@ async def test_citations_resolve_and_others_are_stripped(finder):
 async def test_an_answer_that_cites_nothing_found_is_none(finder, reply):
     answer, _ = await ask_model(finder, reply)
     assert (answer.text, answer.kind) == (None, "nothing close")
+
+
+async def test_a_model_without_a_system_role_is_asked_the_same_in_one_turn(finder):
+    """Its template refuses two, as it does for summaries."""
+    asked = []
+
+    async def engine(request):
+        if request.url.path.endswith("/models"):
+            return httpx2.Response(200, json={"object": "list", "data": [{"id": "stub", "object": "model"}]})
+        asked.append(json.loads(request.content)["messages"])
+        if len(asked[-1]) > 1:
+            return httpx2.Response(400, json={"error": {"message": "System role not supported", "code": 400}})
+        return streamed(completion("The service is killed [1]."))
+
+    async with open_client("http://stub/v1", transport=httpx2.MockTransport(engine)) as client:
+        llm = await preflight(client, "stub", purpose="LLM")
+        for _ in range(2):
+            assert (await ask(finder, llm, QUESTION)).text == "The service is killed [1]."
+    assert [[message["role"] for message in messages] for messages in asked] == [["system", "user"], ["user"], ["user"]]
+    assert asked[1][0]["content"] == "\n\n".join(message["content"] for message in asked[0])
 
 
 async def test_a_question_about_another_world_asks_no_model(finder):

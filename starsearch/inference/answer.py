@@ -6,7 +6,7 @@ its instructions is none at all.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cache
 from importlib import resources
 
@@ -16,6 +16,7 @@ from starsearch.errors import DigestFailed
 from starsearch.imperatives import without_commands
 from starsearch.inference.client import Engine, translate, written
 from starsearch.inference.gate import echoed
+from starsearch.inference.prompts import chat
 from starsearch.models import Hit, clean
 from starsearch.untrusted import INVISIBLE, TERMINAL, defuse, fence, foreign_links, visible
 
@@ -37,16 +38,28 @@ async def answer(engine: Engine, question: str, hits: Sequence[Hit], say: Say) -
     `say` gets every piece as soon as it is written and checked, and the numbers it cites; only None takes back what it got. Raises
     DigestFailed or EngineUnavailable, also after some of it was said.
     """
-    messages = [{"role": "system", "content": _instructions()}, {"role": "user", "content": request(question, hits)}]
     checking = Checking(hits, say)
     try:
-        async for text in written(engine, messages, **engine.sampling(MAX_TOKENS)):
+        async for text in _written(engine, request(question, hits)):
             checking.read(text)
     except openai.OpenAIError as error:
         raise translate(error) from error
     except (AttributeError, IndexError, TypeError, ValueError) as error:  # a 200 may hold anything, even a proxy's page
         raise DigestFailed("unreadable answer", repr(error)[:300]) from error
     return checking.finish()
+
+
+async def _written(engine: Engine, asked: str) -> AsyncIterator[str]:
+    """The model's words; asked in one turn where its chat template refuses two, which it says before it writes anything."""
+    while True:
+        messages = chat(_instructions(), asked, one_turn=engine.learned.one_turn)
+        try:
+            async for text in written(engine, messages, **engine.sampling(MAX_TOKENS)):
+                yield text
+            return
+        except openai.BadRequestError as error:
+            if not engine.learned.from_refusal(error, turns=len(messages), seed=False):
+                raise
 
 
 def checked(text: str, hits: Sequence[Hit]) -> tuple[str, list[int]] | None:

@@ -49,10 +49,14 @@ class Prompt:
         return hashlib.sha256("\0".join(parts).encode()).digest()
 
     def messages(self, *, one_turn: bool) -> list[dict[str, str]]:
-        """The chat; in one turn for models whose template has no system role."""
-        if one_turn:
-            return [{"role": "user", "content": f"{self.system}\n\n{self.user}"}]
-        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
+        return chat(self.system, self.user, one_turn=one_turn)
+
+
+def chat(system: str, user: str, *, one_turn: bool) -> list[dict[str, str]]:
+    """In one turn for models whose template has no system role."""
+    if one_turn:
+        return [{"role": "user", "content": f"{system}\n\n{user}"}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def prompt_for(
