@@ -292,7 +292,7 @@ def _tell(settings: Settings, port: int, started: list[str]) -> None:
         "  the search page    .venv/bin/starsearch serve",
         f"  logs and history   {folder_of(settings)}",
         f"The hourly crawl, the daily rank and maintain are {'scheduled' if on else 'registered and paused'}"
-        + ("." if on else ": set STARSEARCH_GITHUB_TOKENS and make up again, or switch them on"),
+        + ("." if on else ": set STARSEARCH_GITHUB_TOKENS, make down, make up, or switch them on"),
         *([] if on else ["in the UI under Deployments. Nothing asks GitHub until you do."]),
         "make down ends all of it; what was stored stays.",
     ]

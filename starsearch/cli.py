@@ -1,6 +1,6 @@
 """The `starsearch` command: the same functions that the flows wrap, in this process, without Prefect.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a precondition is missing and the message says what to do. Results go to stdout,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a precondition is missing and the message says what to do, 130 Ctrl-C. Results go to stdout,
 everything else to stderr. The commands themselves are in commands/.
 """
 
