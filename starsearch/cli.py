@@ -7,11 +7,17 @@ everything else to stderr. The commands themselves are in commands/.
 import logging
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
 from starsearch.commands import fill, find, keep, ledger, versions, web
-from starsearch.errors import StarsearchError
+from starsearch.errors import PreconditionMissing, StarsearchError
+from starsearch.logs import write_logs, writes_json
+from starsearch.settings import read_settings
+from starsearch.untrusted import safe
+
+log = logging.getLogger("starsearch.cli")  # run as a module, __name__ is another
 
 app = typer.Typer(
     help="Know what is going on across GitHub: crawl, summarize, embed, search.",
@@ -33,23 +39,36 @@ web.register(app)
 
 def main() -> None:
     """Entry point; turns our errors into a message and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _write_logs()
     try:
         app()
     except StarsearchError as error:
-        from starsearch.terminal import safe
-
-        typer.echo(f"starsearch: {safe(str(error))}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("starsearch: stopped; run the same command again to go on", err=True)
-        sys.exit(130)
+        _fail("stopped; run the same command again to go on", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        typer.echo(f"starsearch: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error), 1)
+
+
+def _write_logs() -> None:
+    """As the settings say. The command reads them too, and tells what is wrong with them."""
+    try:
+        settings = read_settings()
+    except PreconditionMissing:
+        write_logs("text", "WARNING")
+    else:
+        write_logs(settings.log, settings.log_level or (None if settings.log == "json" else "WARNING"))
+
+
+def _fail(reason: str, exit_code: int) -> NoReturn:
+    if writes_json():
+        log.error("%s", reason)
+    else:
+        typer.echo(f"starsearch: {safe(reason)}", err=True)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

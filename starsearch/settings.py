@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     top: int = Field(40_000, ge=1, le=1_000_000, description="How many repositories `rank` follows.")
     repositories: Annotated[tuple[str, ...], NoDecode] = Field((), description="What a crawl follows when none is named; comma-separated.")
 
+    log: Literal["text", "json"] = Field("text", description="Logs: lines for people, or one JSON object a line.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = Field(
+        None, description="Of our own loggers; default: INFO, but WARNING where a command writes text. DEBUG has a line for each item."
+    )
     requests_per_minute: int = Field(600, ge=1, description="Of one key, or one address, to `starsearch serve`; a key may have its own.")
 
     prefect_api_url: str | None = Field(

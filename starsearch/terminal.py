@@ -4,7 +4,6 @@ Titles and summaries were written by strangers: control characters (a terminal w
 markup is never interpreted in them.
 """
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +19,10 @@ from starsearch.audit import Gap, Status
 from starsearch.models import Answer, Explanation, Hit
 from starsearch.progress import Progress as ProgressReport
 from starsearch.progress import no_progress
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from starsearch.untrusted import safe
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def safe(text: str) -> str:
-    return _CONTROL.sub("\ufffd", text)
 
 
 def print_json(value: object) -> None:

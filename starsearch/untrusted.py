@@ -1,7 +1,7 @@
 """Strangers' text on its way to a model and back: what a reader cannot see is removed, what closes a fence is defused, links are found.
 
-Used by the prompt, the gate, the extractive summarizer and `ask`; imperatives.py finds sentences that speak to a model. Pure. Every
-function takes time linear in the text: no repetition is unbounded where another could begin inside it.
+Used by the prompt, the gate, the extractive summarizer and `ask`, by terminals and logs; imperatives.py finds sentences that speak to a
+model. Pure. Every function takes time linear in the text: no repetition is unbounded where another could begin inside it.
 """
 
 import re
@@ -15,6 +15,7 @@ _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 INVISIBLE = re.compile(f"[{_INVISIBLE}]")
 TERMINAL = re.compile(rf"(?:\x1b\[|\x9b)[0-?]{{0,30}}[ -/]{{0,5}}[@-~]|\x1b\][^\x07\x1b]{{0,500}}(?:\x07|\x1b\\)|[{_CONTROL}]")
 HIDDEN = re.compile(f"[{_INVISIBLE}{_CONTROL}]")  # with which both begin
+OBEYED = re.compile(f"[{_CONTROL}\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 LINK = re.compile(
     r"\b[a-z][a-z0-9+.-]{1,15}://[^\s<>\"'`)\]}|\\]{1,2000}"
     r"|\bwww\.[^\s<>\"'`)\]}|\\]{1,2000}"
@@ -30,6 +31,11 @@ def visible(text: str) -> str:
     """The text as a reader of the rendered page sees it: without HTML comments, terminal sequences and invisible characters."""
     text = _without_comments(text)
     return INVISIBLE.sub("", TERMINAL.sub("", text)) if HIDDEN.search(text) else text
+
+
+def safe(text: str) -> str:
+    """The text as a terminal may print it: what it would obey, or show in another order, is U+FFFD. Line ends stay."""
+    return OBEYED.sub("\ufffd", text)
 
 
 def fence(tag: str, text: str, **attributes: str) -> str:

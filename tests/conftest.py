@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from starsearch import logs
 from starsearch.embedded import postgres
 from starsearch.engines import Engines
 from starsearch.settings import Settings
@@ -154,6 +156,29 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def logs_restored() -> Iterator[None]:
+    """What `write_logs` changes in this process is undone."""
+    root, names = logging.getLogger(), ("", *logs.OURS)
+    handlers, levels = root.handlers[:], [logging.getLogger(name).level for name in names]
+    yield
+    root.handlers[:] = handlers
+    for name, level in zip(names, levels, strict=True):
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def told(logs_restored: None) -> list[dict[str, Any]]:
+    """What is logged from now on, line by line as STARSEARCH_LOG=json writes it."""
+    lines: list[dict[str, Any]] = []
+    handler = logs.Stderr(logs.Json())
+    handler.emit = lambda record: lines.append(json.loads(handler.format(record)))  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    for name in logs.OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    return lines
 
 
 @pytest.fixture

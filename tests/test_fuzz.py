@@ -36,8 +36,7 @@ from starsearch.settings import Settings
 from starsearch.store.items import store_chunk
 from starsearch.store.runs import start_run
 from starsearch.store.search import clean_query
-from starsearch.terminal import safe
-from starsearch.untrusted import fence, visible, without_links
+from starsearch.untrusted import fence, safe, visible, without_links
 from starsearch.web.cursors import BadCursor, unpack
 from tests.stub_engine import StubEngine
 

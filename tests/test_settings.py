@@ -151,6 +151,8 @@ def test_a_file_that_cannot_be_read_is_named(given, tmp_path, name):
         ("LLM_BASE_URL", "https://"),
         ("EMBEDDING_BASE_URL", "ftp://user:hunter2@engine.example"),  # pragma: allowlist secret
         ("GITHUB_REST_URL", "file:///etc/passwd"),
+        ("LOG", "yaml"),
+        ("LOG_LEVEL", "loud"),
     ],
 )
 def test_a_bad_value_names_its_variable_and_echoes_nothing(given, name, value):

@@ -23,7 +23,8 @@ def doctor(json: Json = False) -> None:
 
 async def _doctor(settings: Settings, json: bool) -> int:
     from starsearch.doctor import checks
-    from starsearch.terminal import out, print_json, safe
+    from starsearch.terminal import out, print_json
+    from starsearch.untrusted import safe
 
     found = []
     marks = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "error": "[red]error  [/]"}
@@ -186,4 +187,4 @@ def engine(port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: An
 
     settings = read_settings()
     typer.echo(f"embedded engine on http://{host}:{port}/v1", err=True)
-    uvicorn.run(EmbeddedEngine(settings.home / "cache").app, host=host, port=port, log_level="warning")
+    uvicorn.run(EmbeddedEngine(settings.home / "cache").app, host=host, port=port, log_level="warning", log_config=None)

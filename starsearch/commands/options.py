@@ -1,5 +1,6 @@
 """What several commands share: options, and how they read names and days, speak on stderr, and run."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -7,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from starsearch.logs import writes_json
 from starsearch.settings import Settings
+from starsearch.untrusted import safe
 
 if TYPE_CHECKING:
     from starsearch.pipeline import Run
     from starsearch.storage import Store
 
+log = logging.getLogger(__name__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Repo = Annotated[list[str] | None, typer.Option(help="owner/name; repeatable: any of them.")]
 Since = Annotated[str | None, typer.Option(help="Created on this day (UTC) or later: 2026-03-01, or days back: 7d.")]
@@ -42,9 +46,12 @@ def moment(text: str | None, *, end: bool = False) -> datetime | None:
 
 def say(line: str) -> None:
     """On stderr, above the progress bars where there are some."""
-    from starsearch.terminal import err, safe
+    from starsearch.terminal import err
 
-    err.print(safe(line), markup=False)
+    if writes_json():
+        log.info("%s", line)
+    else:
+        err.print(safe(line), markup=False)
 
 
 @asynccontextmanager

@@ -110,7 +110,8 @@ async def _revoke_key(name: str) -> bool:
 @keys.command("list")
 def list_keys(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
     """Names, limits and dates; never the keys."""
-    from starsearch.terminal import out, print_json, safe
+    from starsearch.terminal import out, print_json
+    from starsearch.untrusted import safe
 
     found = asyncio.run(_list_keys())
     if json:

@@ -29,6 +29,7 @@ async def serve(settings: Settings, *, host: str, port: int, access: Access) -> 
             host=host,
             port=port,
             log_level="warning",
+            log_config=None,  # in our form, on stderr
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
