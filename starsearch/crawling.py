@@ -15,6 +15,7 @@ from starsearch.github.client import GitHub
 from starsearch.github.resolve import NAMES, resolve
 from starsearch.github.rest import FIRST_REACH, RestSource
 from starsearch.leftovers import fetch_leftovers
+from starsearch.logs import about
 from starsearch.models import RepositoryFacts
 from starsearch.pipeline import Run, ingest
 from starsearch.progress import Progress, no_progress
@@ -99,7 +100,8 @@ def _tell(notes: Mapping[str, str], *, named: bool) -> None:
     """Who asked for a repository hears of it by name; of the followed list a number is enough."""
     if named:
         for name, note in notes.items():
-            log.warning("%s: %s", name, note)
+            with about(repository=name):
+                log.warning("%s: %s", name, note)
     for note, number in Counter(() if named else notes.values()).items():
         log.info("%d repositories: %s", number, note)
 
@@ -114,17 +116,18 @@ async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[s
     failed: dict[str, str] = {}
     for done, repo in enumerate(repositories, 1):
         await store.brakes.check()
-        try:
-            checkpoint = await read_checkpoint(store.pool, options.host, repo)
-            await ingest(store, source.items(checkpoint, since=options.since, newest=options.newest), run)
-        except RateLimited as error:
-            failed |= dict.fromkeys(repositories[done - 1 :], str(error))
-            break
-        except StarsearchError as error:
-            if error.exit_code == 3:
-                raise
-            failed[repo] = str(error)
-            log.warning("%s: %s", repo, error)
+        with about(repository=repo):
+            try:
+                checkpoint = await read_checkpoint(store.pool, options.host, repo)
+                await ingest(store, source.items(checkpoint, since=options.since, newest=options.newest), run)
+            except RateLimited as error:
+                failed |= dict.fromkeys(repositories[done - 1 :], str(error))
+                break
+            except StarsearchError as error:
+                if error.exit_code == 3:
+                    raise
+                failed[repo] = str(error)
+                log.warning("%s: %s", repo, error)
         run.progress("crawl", done, len(repositories))
     return failed
 
@@ -150,6 +153,9 @@ async def resolve_names(
             unknown_yet = {name: f"{answer.reason}: {answer.detail}" for name, answer in found.items() if isinstance(answer, Failed)}
             await mark_failed(connection, {listed[name]: why for name, why in missing.items() if name in listed}, missing_at=github.now)
             await mark_failed(connection, {listed[name]: why for name, why in unknown_yet.items() if name in listed})
+        for name, why in (missing | unknown_yet).items():
+            with about(repository=name):
+                log.warning("%s: %s", name, why)
         failed |= missing | unknown_yet
         nodes += [fact.node_id for fact in facts.values()]
         progress("names", min(start + NAMES, len(unknown)), len(unknown))

@@ -24,6 +24,7 @@ from starsearch.fetching import Fetcher
 from starsearch.github.batches import BATCH, Batches, Failed, Found, Missing
 from starsearch.github.client import Answer, GitHub, Node
 from starsearch.github.nodes import Page, read_facts, read_page
+from starsearch.logs import about
 from starsearch.models import ITEM_TYPES, Followed, ItemType, RepositoryFacts, SeenItem
 from starsearch.progress import Progress
 from starsearch.store.repositories import mark_failed, mark_gone, store_facts
@@ -201,13 +202,18 @@ class Cycle:
         self._pages.extend((mark, None) for mark in apart)  # their lists are read from the start, in pages of a size that GitHub fills
         self.gone += [each.repository.full_name for each in told if each.gone]
         self.notes |= {each.repository.full_name: each.note for each in told if each.note}
-        self._failures |= {each.repository: each.failure for each in told if each.failure}
+        for each in told:
+            if each.failure:
+                self._failed(each.repository, each.failure)
+            if each.gone:
+                _log_about(each.repository, logging.INFO, GONE)
         self._swept += len(repositories)
         self._progress("sweep", self._swept, self._total)
 
     async def _read_page(self, mark: Mark, after: str | None) -> None:
         try:
-            page = await self._ask_page(mark, after)
+            with about(repository=mark.repository.full_name):
+                page = await self._ask_page(mark, after)
         except (RateLimited, PreconditionMissing) as error:
             self._fail(mark, str(error))
             raise
@@ -235,7 +241,7 @@ class Cycle:
                 continue
             if not page.holes:
                 break
-            log.info("%s: %d holes in a page of %d", mark.repository.full_name, page.holes, first)
+            log.info("%d holes in a page of %d", page.holes, first)
         return page
 
     async def _record(self, connection: AsyncConnection, pages: Sequence[tuple[Mark, Page]]) -> None:
@@ -283,8 +289,11 @@ class Cycle:
 
     def _fail(self, mark: Mark, reason: str) -> None:
         mark.failed = True
-        self._failures[mark.repository] = reason
-        log.warning("%s: %s", mark.repository.full_name, reason)
+        self._failed(mark.repository, reason)
+
+    def _failed(self, repository: Followed, reason: str) -> None:
+        self._failures[repository] = reason
+        _log_about(repository, logging.WARNING, reason)
 
 
 @dataclass(frozen=True)
@@ -311,6 +320,11 @@ class _Told:
             return cls(repository, facts=read_facts(told), pages=pages, note=_note(told))
         except (KeyError, TypeError, ValueError) as error:
             return cls(repository, failure=failure or f"unreadable answer: {type(error).__name__} {error}")
+
+
+def _log_about(repository: Followed, level: int, reason: str) -> None:
+    with about(repository=repository.full_name):
+        log.log(level, "%s: %s", repository.full_name, reason)
 
 
 def _shown(node: Node) -> list[ItemType]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from starsearch.errors import ShardsFailed
+from starsearch.logs import about
 from starsearch.progress import Progress
 from starsearch.storage import Store
 from starsearch.store.shards import NOT_STARTED, Outlook, Shard, give_up, look, plan, told, waiting
@@ -68,7 +69,8 @@ async def digest_by_shards(
             if flow_run is None:
                 break
             await told(store.pool, shard, flow_run)
-            log.info("shard %d of up to %d items, attempt %d: flow run %s", shard.number, shard.size, shard.attempt, flow_run)
+            with about(shard=shard.id):
+                log.info("shard %d of up to %d items, attempt %d: flow run %s", shard.number, shard.size, shard.attempt, flow_run)
         seen = await look(store.pool, parent, version_id, priority=cut.priority)
         if not seen.due and not seen.retry_at:
             await _wait_for_reports(store, parent, version_id, cut)
@@ -93,7 +95,8 @@ async def _ask_after_those_that_wait(store: Store, starter: Starter, parent: UUI
     prospects = await starter.prospects(list(not_begun))
     for flow_run, prospect in prospects.items():
         if prospect.lost:
-            log.warning("a shard will not begin (flow run %s): %s", flow_run, prospect.said)
+            with about(shard=not_begun[flow_run]):
+                log.warning("a shard will not begin (flow run %s): %s", flow_run, prospect.said)
             await give_up(store.pool, not_begun[flow_run], prospect.said)
     return "; ".join(sorted({prospect.said for prospect in prospects.values() if not prospect.lost}))
 

@@ -4,6 +4,7 @@ Each id ends as a stored item, as a tombstone (GitHub does not have it any more)
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,13 +14,16 @@ from starsearch.errors import Rejected
 from starsearch.github.batches import Batches, Failed, Found, Missing
 from starsearch.github.client import GitHub
 from starsearch.github.nodes import has_holes, read_facts, read_item
+from starsearch.logs import log_failure
 from starsearch.models import Item, RepositoryFacts
 from starsearch.pipeline import Run
 from starsearch.storage import Store
 from starsearch.store.items import store_rows
 from starsearch.store.leases import LIVE
 from starsearch.store.repositories import store_facts
-from starsearch.store.sweeps import FetchFailure, entomb, record_failures
+from starsearch.store.sweeps import FailedFetch, FetchFailure, entomb, record_failures
+
+log = logging.getLogger(__name__)
 
 # what else belongs into the transaction, told the ids that are settled in it: stored, gone, or given up for good
 Also = Callable[[AsyncConnection, set[str]], Awaitable[None]]
@@ -57,9 +61,10 @@ class Fetcher:
         async with self.transaction() as connection:
             self.tombstones += await entomb(connection, self._host, missing)
             await self._store_items(connection, items, dict(wanted.values()))
-            dead = await record_failures(connection, self._host, failures)
-            settled = wanted.keys() - {failure.node_id for failure in failures} | dead
+            failed = await record_failures(connection, self._host, failures)
+            settled = wanted.keys() - {failure.node_id for failure in failures} | {failure.node_id for failure in failed if failure.dead}
             await also(connection, settled)
+        _tell(failed)
         self.fetched += len(items)
         self.failed += len(failures)
 
@@ -85,6 +90,12 @@ class Fetcher:
         ids = seen_in | await store_facts(connection, self._host, list(elsewhere.values()))
         rows = [(ids[facts.node_id], item) for item, facts in items]
         self._run.counts.add(await store_rows(connection, rows, (), name="github", run_id=self._run.id, priority=self._priority))
+
+
+def _tell(failed: Sequence[FailedFetch]) -> None:
+    for each in failed:
+        reason = f"{each.reason}: {each.detail}"
+        log_failure(log, "fetch", reason, repository=each.repository, item=each.number, attempt=each.attempts, dead=each.dead)
 
 
 def _private(node: Found) -> bool:

@@ -389,6 +389,8 @@ class DueItem:
     content_hash: bytes
     partition_at: datetime
     attempts: int = 0
+    repository: str = ""  # these two for logs alone
+    number: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from starsearch.inference.embed import embed_each
 from starsearch.inference.prompts import Prompt, embedded_text
 from starsearch.inference.summarize import first_prompt, summarize
 from starsearch.keeping import Keeper
+from starsearch.logs import about
 from starsearch.models import Chunk, Counts, DueItem, IndexVersion, Summary
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
@@ -66,15 +67,19 @@ async def recorded_run(store: Store, kind: str, progress: Progress = no_progress
     run = Run(await start_run(store.pool, kind), progress=progress)
     started = time.monotonic()
     failure: str | None = None
-    try:
-        yield run
-    except BaseException as error:
-        failure = str(error) if isinstance(error, StarsearchError) else type(error).__name__
-        raise
-    finally:
-        run.counts.seconds = time.monotonic() - started
-        await finish_run(store.pool, run.id, run.counts, run.github.as_dict() if run.github else None, failure=failure)
-        await fold(store.pool)  # so that whoever asks for the status next does not wait for it
+    with about(run=run.id):
+        log.info("%s began", kind)
+        try:
+            yield run
+        except BaseException as error:
+            failure = str(error) if isinstance(error, StarsearchError) else type(error).__name__
+            raise
+        finally:
+            run.counts.seconds = time.monotonic() - started
+            how = f"failed ({failure})" if failure else "ended"  # an error is not told as one: whoever began the run does that
+            log.info("%s %s: %s", kind, how, ", ".join(f"{name}={value}" for name, value in run.counts.as_dict().items() if value))
+            await finish_run(store.pool, run.id, run.counts, run.github.as_dict() if run.github else None, failure=failure)
+            await fold(store.pool)  # so that whoever asks for the status next does not wait for it
 
 
 async def ingest(store: Store, source: AsyncIterator[Chunk], run: Run) -> None:
@@ -317,7 +322,7 @@ class _Digester:
         self, item: DueItem, prompt: Prompt | None, call: Call, keeper: Keeper
     ) -> Summary | DigestFailed | EngineUnavailable:
         async with self.slots:
-            with counting() as call.spent:
+            with about(repository=item.repository, item=item.number), counting() as call.spent:
                 try:
                     summary = await summarize(self.engines.llm, item, prompt or self._prompt(item))
                 except DigestFailed as error:

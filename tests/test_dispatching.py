@@ -150,7 +150,7 @@ async def test_a_shard_that_does_not_finish_is_followed_by_its_next_attempt(stor
     assert {key.split(":", 1)[1] for key in pool.keys} == {"1:1", "2:1", "3:1", "4:1", "2:2"}
 
 
-async def test_a_shard_killed_while_it_leases_loses_its_batch_to_the_others(store, version):
+async def test_a_shard_killed_while_it_leases_loses_its_batch_to_the_others(store, version, told):
     """As kill -9 does: its sessions end, and it says nothing."""
     parent, flow_run = uuid4(), uuid4()
     [shard, *_] = await plan(store.pool, parent, version.id, priority=LIVE, size=150, most=1)
@@ -168,6 +168,7 @@ async def test_a_shard_killed_while_it_leases_loses_its_batch_to_the_others(stor
         counts = await dispatch(store, pool, version, parent=parent)
     assert counts.embedded == ITEMS
     assert await number(store, "SELECT failure FROM shard WHERE id = %s", shard.id) == shards.GONE
+    assert [line["message"] for line in told if line["shard"] == shard.id] == [f"shard lost: {shards.GONE}"]
 
 
 async def test_shards_that_always_fail_end_the_parent_with_what_they_said(store, version):

@@ -13,11 +13,12 @@ Retry-After and x-should-retry are obeyed as the SDK obeys them. After patience 
 
 import asyncio
 import json
+import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -35,11 +36,14 @@ LONGEST_ORDERED_PAUSE_SECONDS = 120.0  # as the SDK: a longer Retry-After is not
 LOOK_AGAIN_SECONDS = 1.0
 RESOLVE_SECONDS = 10.0
 REPORT_SECONDS = 1.0  # an endpoint is asked for its queue at most this often
+TELL_SECONDS = 60.0  # between two log lines about the pauses of one address
 DNS = "dns+"
 # vLLM tells its queue in a header of the answer: no second connection, nothing to poll (its orca_metrics.py; others ignore it)
 REPORT_WANTED, REPORT = "endpoint-load-metrics-format", "endpoint-load-metrics"
 # OpenAI's documented code for an account that is out of credit: it comes as 429, and waiting does not cure it
 OUT_OF_CREDIT = "insufficient_quota"
+
+log = logging.getLogger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -99,6 +103,8 @@ class Endpoints(httpx2.AsyncBaseTransport):
         self._freed = asyncio.Condition()
         self._resolving: asyncio.Task[None] | None = None
         self._resolve_at = 0.0
+        self._tell_at: dict[Endpoint, float] = {}
+        self._told_away: set[Endpoint] = set()
 
     @cached_property
     def base_url(self) -> httpx2.URL:
@@ -192,37 +198,59 @@ class Endpoints(httpx2.AsyncBaseTransport):
         return self._judged(endpoint, answer, sent_at, attempts)
 
     def _failed(self, endpoint: Endpoint, error: httpx2.TransportError, sent_at: float, attempts: _Attempts) -> bool:
+        why = str(error) or type(error).__name__
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            self._balancer.lost(endpoint, sent_at, reachable=False)
+            with self._telling(endpoint, why):
+                self._balancer.lost(endpoint, sent_at, reachable=False)
             return False
-        attempts.failed += 1
+        self._count(endpoint, why, attempts)
         if isinstance(error, httpx2.TimeoutException):
             self._balancer.overloaded(endpoint, sent_at, pause=False)
         else:
-            self._avoid(endpoint, sent_at)
+            self._avoid(endpoint, sent_at, why)
         return attempts.failed >= TRIES
+
+    def _count(self, endpoint: Endpoint, why: str, attempts: _Attempts) -> None:
+        attempts.failed += 1
+        log.info("try %d of %d at %s failed: %s", attempts.failed, TRIES, _where(endpoint), why)
 
     def _judged(self, endpoint: Endpoint, answer: httpx2.Response, sent_at: float, attempts: _Attempts) -> bool:
         status, wait = answer.status_code, _retry_after(answer)
+        why = f"HTTP {status}"
         ordered = answer.headers.get("x-should-retry")
         if ordered == "false" or (wait or 0) > LONGEST_ORDERED_PAUSE_SECONDS or out_of_credit(answer):
             return True
         if status in BUSY:
-            self._balancer.overloaded(endpoint, sent_at, pause_seconds=wait)
+            with self._telling(endpoint, why):
+                self._balancer.overloaded(endpoint, sent_at, pause_seconds=wait)
             return False
         misplaced = status == 404 and len(self._balancer.endpoints) > 1
         if status >= 500 or status in DROPPED or misplaced or ordered == "true":
-            attempts.failed += 1
-            self._avoid(endpoint, sent_at)
+            self._count(endpoint, why, attempts)
+            self._avoid(endpoint, sent_at, why)
             return attempts.failed >= TRIES
+        if endpoint in self._told_away:
+            self._told_away.discard(endpoint)
+            log.info("%s answers again", _where(endpoint))
         self._balancer.answered(endpoint, sent_at)
         self._note_queue(endpoint, answer)
         return True
 
-    def _avoid(self, endpoint: Endpoint, sent_at: float) -> None:
+    def _avoid(self, endpoint: Endpoint, sent_at: float, why: str) -> None:
         """One that fails at once would draw all requests, having the fewest. A single one is asked all the same: the text may be why."""
         if len(self._balancer.endpoints) > 1:
-            self._balancer.lost(endpoint, sent_at, reachable=True)
+            with self._telling(endpoint, why):
+                self._balancer.lost(endpoint, sent_at, reachable=True)
+
+    @contextmanager
+    def _telling(self, endpoint: Endpoint, why: str) -> Iterator[None]:
+        """Log the pause that begins inside: one line a minute and address at most, for all requests together."""
+        before, now = endpoint.failures, time.monotonic()
+        yield
+        if endpoint.failures > before and now >= self._tell_at.get(endpoint, 0.0):
+            self._tell_at[endpoint] = now + TELL_SECONDS
+            self._told_away.add(endpoint)
+            log.info("%s gets a pause, failures in a row: %d, the last: %s", _where(endpoint), endpoint.failures, why)
 
     def _addressed(self, request: httpx2.Request, endpoint: Endpoint, now: float) -> httpx2.Request:
         """The same request for this endpoint; once in a while it also asks how long the queue is."""
@@ -325,6 +353,11 @@ class _Pieces(httpx2.AsyncByteStream):
             await self._inner.aclose()
         finally:
             await self._over()
+
+
+def _where(endpoint: Endpoint) -> str:
+    """Its address, without what a base URL may hold beside that."""
+    return httpx2.URL(endpoint.address.base_url).netloc.decode("ascii")
 
 
 def _plain(url: httpx2.URL) -> httpx2.URL:

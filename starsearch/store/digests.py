@@ -3,6 +3,7 @@
 Every statement touches only items whose lease token is still ours, so a worker that lost its lease (a zombie) can write nothing.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from psycopg import AsyncConnection, sql
 
 from starsearch.errors import DigestFailed, LeaseLost
+from starsearch.logs import about, log_failure
 from starsearch.models import Counts, DueItem, IndexVersion, Summary
 from starsearch.store.database import Pool, keep_plans
 from starsearch.store.digest_rows import COLUMNS, digest_rows
@@ -23,6 +25,8 @@ from starsearch.store.turns import end_turns
 ATTEMPTS = 3
 RETRY_AFTER = timedelta(seconds=1)  # times 4 for each attempt; the client's own retries already took seconds
 MAX_DETAIL = 500
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Failure:
     item: DueItem
     stage: str
     error: DigestFailed
+
+    @property
+    def attempts(self) -> int:
+        return self.item.attempts + self.error.attempt
+
+    @property
+    def dead(self) -> bool:
+        """Its attempts are spent, or more of them would fail alike."""
+        return self.attempts >= ATTEMPTS or self.error.permanent
 
 
 async def finish_batch(
@@ -62,12 +75,23 @@ async def finish_batch(
         await store_digests(connection, version.id, digests, run_id)
         await _record_latency(connection, version.id, digests)
         await _end_lease(connection, version.id, digests)
-        dead = await _store_failures(connection, version.id, failures)
+        failures = await _store_failures(connection, version.id, failures)
         await end_turns(connection, batch)
         await settle(connection, calls)
     if not held:
         raise LeaseLost(f"lease {batch.token} ran out; another worker digests its items")
-    return Counts(summarized=len(digests), embedded=len(digests), dead_letters=dead)
+    _tell(digests, failures)
+    return Counts(summarized=len(digests), embedded=len(digests), dead_letters=sum(failure.dead for failure in failures))
+
+
+def _tell(digests: Sequence[Digest], failures: Sequence[Failure]) -> None:
+    for failure in failures:
+        item, reason = failure.item, str(failure.error)
+        log_failure(log, failure.stage, reason, repository=item.repository, item=item.number, attempt=failure.attempts, dead=failure.dead)
+    if log.isEnabledFor(logging.DEBUG):
+        for digest in digests:
+            with about(repository=digest.item.repository, item=digest.item.number):
+                log.debug("digested")
 
 
 async def keep_summaries(pool: Pool, version: IndexVersion, batch: Batch, made: Sequence[tuple[Summary, Call]], *, run_id: int) -> None:
@@ -185,35 +209,31 @@ async def _end_lease(connection: AsyncConnection, version_id: int, digests: Sequ
     await connection.execute("DELETE FROM dead_letter WHERE version_id = %s AND item_id = ANY (%s)", [version_id, ids])
 
 
-async def _store_failures(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> int:
-    """Count an attempt against each failed item; returns how many became dead letters.
+async def _store_failures(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> list[Failure]:
+    """Count an attempt against each failed item; returns those that it was counted against.
 
     Not against one whose text has changed meanwhile: what failed was the older one, so the new one is due with all its attempts.
     """
     changed = await _free_changed(connection, version_id, failures) if failures else set()
-    dead = 0
-    for failure in failures:
-        if failure.item.id in changed:
-            continue
-        attempts = failure.item.attempts + failure.error.attempt
+    counted = [failure for failure in failures if failure.item.id not in changed]
+    for failure in counted:
         values = {
             "version": version_id,
             "item": failure.item.id,
             "stage": failure.stage,
             "reason": failure.error.reason,
             "detail": failure.error.detail[:MAX_DETAIL],
-            "attempts": attempts,
+            "attempts": failure.attempts,
             "hash": failure.item.content_hash,
-            "wait": RETRY_AFTER * 4 ** (attempts - 1),
+            "wait": RETRY_AFTER * 4 ** (failure.attempts - 1),
         }
-        if attempts < ATTEMPTS and not failure.error.permanent:
+        if not failure.dead:
             await connection.execute(
                 "UPDATE due SET lease_token = NULL, lease_worker = NULL, attempts = %(attempts)s, reason = %(reason)s, "
                 "detail = %(detail)s, due_at = now() + %(wait)s WHERE version_id = %(version)s AND item_id = %(item)s",
                 values,
             )
             continue
-        dead += 1
         await connection.execute(
             "INSERT INTO dead_letter AS x (version_id, item_id, stage, reason, detail, attempts, content_hash) "
             "VALUES (%(version)s, %(item)s, %(stage)s, %(reason)s, %(detail)s, %(attempts)s, %(hash)s) "
@@ -222,7 +242,7 @@ async def _store_failures(connection: AsyncConnection, version_id: int, failures
             values,
         )
         await connection.execute("DELETE FROM due WHERE version_id = %(version)s AND item_id = %(item)s", values)
-    return dead
+    return counted
 
 
 async def _free_changed(connection: AsyncConnection, version_id: int, failures: Sequence[Failure]) -> set[int]:

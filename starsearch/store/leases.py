@@ -45,7 +45,8 @@ WITH picked AS (
   FROM picked, token WHERE due.version_id = %(version)s AND due.item_id = picked.item_id
   RETURNING due.item_id, lease_token, attempts
 )
-SELECT id, type, state, title, body, comments, content_hash, partition_at, attempts, lease_token
+SELECT id, type, state, title, body, comments, content_hash, partition_at, attempts, lease_token, number,
+  (SELECT full_name FROM repository WHERE repository.id = repository_id) AS repository
 FROM leased JOIN item ON id = item_id ORDER BY id
 """
 

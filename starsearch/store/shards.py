@@ -4,6 +4,7 @@ Which items a shard gets, its leases decide (leases.py); so a shard that is star
 harm: it finds less to do, or nothing. What a parent asks is the database: how many items are due, and which shards are at work.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
 from starsearch.errors import StarsearchError
+from starsearch.logs import about
 from starsearch.models import Counts
 from starsearch.store.database import Pool
 from starsearch.store.statements import statement
@@ -24,6 +26,8 @@ ATTEMPTS = 4
 PAUSE = timedelta(seconds=20)  # before the second attempt, twice that before the third …: an API server is gone for a minute at times
 NOT_STARTED = "it did not start"
 GONE = "its process is gone"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,18 @@ async def plan(pool: Pool, parent: UUID, version_id: int, *, priority: int, size
 
 async def _end_lost(connection: AsyncConnection) -> None:
     """Shards whose process is gone, that did not begin in time, or whose parent died between writing them down and starting them."""
-    await connection.execute(
+    cursor = await connection.execute(
         "WITH gone AS (SELECT id FROM flow_run WHERE ended_at IS NOT NULL OR worker NOT IN (SELECT worker FROM living_worker)) "
         "UPDATE shard s SET ended_at = now(), failure = CASE WHEN s.began_at IS NULL THEN %(not_started)s ELSE %(gone)s END "
         "WHERE s.ended_at IS NULL AND CASE WHEN s.began_at IS NULL "
         "THEN s.dispatched_at < now() - %(within)s OR (s.flow_run IS NULL AND s.parent IN (SELECT id FROM gone)) "
-        "ELSE NOT EXISTS (SELECT FROM flow_run f JOIN living_worker USING (worker) WHERE f.id = s.flow_run AND f.ended_at IS NULL) END",
+        "ELSE NOT EXISTS (SELECT FROM flow_run f JOIN living_worker USING (worker) WHERE f.id = s.flow_run AND f.ended_at IS NULL) END "
+        "RETURNING s.id, s.failure",
         {"not_started": NOT_STARTED, "gone": GONE, "within": STARTS_WITHIN},
     )
+    for shard_id, failure in await cursor.fetchall():
+        with about(shard=shard_id):
+            log.warning("shard lost: %s", failure)
 
 
 async def look(pool: Pool, parent: UUID, version_id: int, *, priority: int) -> Outlook:

@@ -38,6 +38,19 @@ class FetchFailure:
     permanent: bool = False
 
 
+@dataclass(frozen=True)
+class FailedFetch:
+    """A failure as it is written down. dead: its attempts are spent, and it is a dead letter until it changes."""
+
+    node_id: str
+    repository: str
+    number: int
+    attempts: int
+    dead: bool
+    reason: str
+    detail: str
+
+
 async def record_seen(connection: AsyncConnection, rows: Sequence[SeenRow]) -> set[str]:
     """Write down that these items exist; returns the node ids of those whose text is missing or older than what was told."""
     if not rows:
@@ -124,21 +137,25 @@ async def unearth(connection: AsyncConnection, repositories: Sequence[int], kind
         )
 
 
-async def record_failures(connection: AsyncConnection, host: str, failures: Sequence[FetchFailure]) -> set[str]:
-    """Count an attempt against each; returns the node ids whose attempts are spent: dead letters, until they change."""
+async def record_failures(connection: AsyncConnection, host: str, failures: Sequence[FetchFailure]) -> list[FailedFetch]:
+    """Count an attempt against each."""
     if not failures:
-        return set()
+        return []
     cursor = await connection.execute(
         """
-        INSERT INTO fetch_failure AS f (item_id, attempts, dead, reason, detail, seen_updated_at)
-        SELECT i.id, 1, s.permanent, s.reason, s.detail, i.seen_updated_at
-        FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) AS s (node_id, reason, detail, permanent)
-        JOIN item i ON i.node_id = s.node_id AND (SELECT host FROM repository WHERE id = i.repository_id) = %s ORDER BY i.id
-        ON CONFLICT (item_id) DO UPDATE SET
-          attempts = CASE WHEN f.seen_updated_at IS DISTINCT FROM excluded.seen_updated_at THEN 1 ELSE f.attempts + 1 END,
-          dead = excluded.dead OR (f.seen_updated_at IS NOT DISTINCT FROM excluded.seen_updated_at AND f.attempts + 1 >= %s),
-          reason = excluded.reason, detail = excluded.detail, seen_updated_at = excluded.seen_updated_at, failed_at = now()
-        RETURNING (SELECT node_id FROM item WHERE id = item_id), dead
+        WITH recorded AS (
+          INSERT INTO fetch_failure AS f (item_id, attempts, dead, reason, detail, seen_updated_at)
+          SELECT i.id, 1, s.permanent, s.reason, s.detail, i.seen_updated_at
+          FROM unnest(%s::text[], %s::text[], %s::text[], %s::boolean[]) AS s (node_id, reason, detail, permanent)
+          JOIN item i ON i.node_id = s.node_id AND (SELECT host FROM repository WHERE id = i.repository_id) = %s ORDER BY i.id
+          ON CONFLICT (item_id) DO UPDATE SET
+            attempts = CASE WHEN f.seen_updated_at IS DISTINCT FROM excluded.seen_updated_at THEN 1 ELSE f.attempts + 1 END,
+            dead = excluded.dead OR (f.seen_updated_at IS NOT DISTINCT FROM excluded.seen_updated_at AND f.attempts + 1 >= %s),
+            reason = excluded.reason, detail = excluded.detail, seen_updated_at = excluded.seen_updated_at, failed_at = now()
+          RETURNING item_id, attempts, dead, reason, detail
+        )
+        SELECT i.node_id, r.full_name, i.number, attempts, dead, reason, detail
+        FROM recorded JOIN item i ON i.id = item_id JOIN repository r ON r.id = i.repository_id
         """,
         [
             [failure.node_id for failure in failures],
@@ -149,7 +166,7 @@ async def record_failures(connection: AsyncConnection, host: str, failures: Sequ
             FETCH_ATTEMPTS,
         ],
     )
-    return {node for node, dead in await cursor.fetchall() if dead}
+    return [FailedFetch(*row) for row in await cursor.fetchall()]
 
 
 async def end_failures(connection: AsyncConnection, repositories: Sequence[int], numbers: Sequence[int]) -> None:

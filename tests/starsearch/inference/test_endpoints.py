@@ -11,6 +11,7 @@ import pytest
 from starsearch.inference import endpoints
 from starsearch.inference.balancer import Balancer
 from starsearch.inference.client import counting, open_client
+from starsearch.logs import about
 from tests.stub_engine import completion, failure
 
 THREE = "http://a/v1,http://b/v1,http://c/v1"
@@ -194,6 +195,20 @@ async def test_an_engine_that_comes_back_within_patience_loses_nothing():
     wire = Wire(a=[DROPPED] * 20 + [REFUSED] * 10 + [completion("Fine.")])
     async with opened(wire, "http://a/v1") as client:
         assert await asyncio.gather(*(ask(client) for _ in range(40))) == ["Fine."] * 40
+
+
+async def test_a_pause_is_told_once_and_the_end_of_it_not_for_each_request(told):
+    wire = Wire(a=[REFUSED] * 30 + [completion("Fine.")])
+    async with opened(wire, "http://user:hunter2@a/v1") as client:  # pragma: allowlist secret
+        assert await asyncio.gather(*(ask(client) for _ in range(20))) == ["Fine."] * 20
+    assert [line["message"].partition(",")[0] for line in told] == ["a gets a pause", "a answers again"]
+
+
+async def test_each_try_of_a_text_that_fails_is_told_with_its_item(told):
+    async with opened(Wire(a=failure(500)), "http://a/v1") as client:
+        with about(repository="quillcap/marlframe", item=17), pytest.raises(openai.InternalServerError):
+            await ask(client)
+    assert [(line["item"], line["message"]) for line in told] == [(17, f"try {n} of 3 at a failed: HTTP 500") for n in (1, 2, 3)]
 
 
 async def test_while_an_address_is_unreachable_one_request_tries_and_the_others_wait():
