@@ -18,6 +18,7 @@ from prefect.runtime import flow_run
 
 from starsearch.dispatching import Cut, Prospect, Starter, digest_by_shards
 from starsearch.errors import PreconditionMissing
+from starsearch.logs import about, write_logs
 from starsearch.models import Counts
 from starsearch.pipeline import Allowance, Run, digest, make_due, recorded_run
 from starsearch.serving import open_live
@@ -59,19 +60,21 @@ async def digest_shard(shard: int | None, items: int) -> Counts:
 
     All of a shard is this one task, because each costs the server 20 ms: it is prepared, known as at work, and reports itself.
     """
-    async with _recorded() as (settings, store, run), present(store.dsn, UUID(flow_run.id)):
-        if shard is None:
-            await _digest(settings, store, run, Allowance(items))
-        else:
-            async with at_work(store.pool, shard, UUID(flow_run.id), run.id):
+    with about(shard=shard):
+        async with _recorded() as (settings, store, run), present(store.dsn, UUID(flow_run.id)):
+            if shard is None:
                 await _digest(settings, store, run, Allowance(items))
-    await counts_table("digest-counts", run.counts, {})
-    return run.counts
+            else:
+                async with at_work(store.pool, shard, UUID(flow_run.id), run.id):
+                    await _digest(settings, store, run, Allowance(items))
+        await counts_table("digest-counts", run.counts, {})
+        return run.counts
 
 
 @asynccontextmanager
 async def _recorded() -> AsyncIterator[tuple[Settings, Store, Run]]:
     settings = read_settings()
+    write_logs(settings.log, settings.log_level)
     async with (
         open_store(settings) as store,
         progress_artifact("digest-shard", "items digested") as progress,

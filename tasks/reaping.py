@@ -141,7 +141,11 @@ async def _cluster() -> AsyncIterator[kubernetes.ApiClient]:
 async def reap_leases() -> dict[str, int]:
     """Hand back what dead processes leased. Whoever digests or crawls does it too; this is for when nobody does."""
     async with open_store(read_settings()) as store:
-        return {"items": await release_dead(store.pool), "repositories": await release_dead_sweeps(store.pool)}
+        freed = {"items": await release_dead(store.pool), "repositories": await release_dead_sweeps(store.pool)}
+    for what, number in freed.items():
+        if number:
+            log.warning("%d %s were leased by a process that is gone: free again", number, what)
+    return freed
 
 
 @task(name="reap-jobs", cache_policy=NO_CACHE)

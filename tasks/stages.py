@@ -23,6 +23,7 @@ from starsearch.crawling import crawl
 from starsearch.errors import PreconditionMissing
 from starsearch.github.client import Usage
 from starsearch.jsonl import read_items
+from starsearch.logs import write_logs
 from starsearch.models import Counts
 from starsearch.pipeline import ingest, recorded_run
 from starsearch.ranking import rank_by_search, rank_counts, rank_from_file
@@ -58,8 +59,10 @@ async def prepare() -> None:
 @asynccontextmanager
 async def prepared() -> AsyncIterator[None]:
     """What every flow does first: prepare; and be known as at work until it ends, so that the reaper lets it be."""
+    settings = read_settings()
+    write_logs(settings.log, settings.log_level)
     await prepare()
-    async with database_address(read_settings()) as dsn, present(dsn, UUID(flow_run.id)):
+    async with database_address(settings) as dsn, present(dsn, UUID(flow_run.id)):
         yield
 
 

@@ -96,6 +96,28 @@ async def test_digest_flow_digests_what_is_due(environment, row, jsonl):
     assert (await digest())["embedded"] == 2
 
 
+async def test_lines_of_a_flow_name_their_subject_as_json_and_in_prefects_ui(environment, row, jsonl, monkeypatch, logs_restored, capfd):
+    from prefect import get_client
+    from prefect.logging.handlers import APILogHandler
+
+    from flows.digest import digest
+
+    command = [sys.executable, "-m", "starsearch.cli", "ingest", str(jsonl(row(1))), "--no-digest"]
+    await asyncio.to_thread(subprocess.run, command, env=os.environ, check=True, capture_output=True, timeout=120)
+    capfd.readouterr()
+    monkeypatch.setenv("STARSEARCH_LOG", "json")
+    assert (await digest(items=10))["embedded"] == 1
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    [began, ended] = [line for line in lines if line["logger"] == "starsearch.pipeline"]
+    assert (began["message"], ended["message"].partition(":")[0]) == ("digest began", "digest ended")
+    assert began["run"] == ended["run"] is not None
+
+    await APILogHandler.aflush()
+    async with get_client() as client:
+        entries = [entry.message for entry in await client.read_logs()]
+    assert f"digest began run={began['run']}" in entries
+
+
 async def test_reprocess_flow_prices_builds_and_lets_serve(environment, row, jsonl, monkeypatch):
     from flows.reprocess import reprocess
 
