@@ -133,6 +133,8 @@ async def test_a_crawl_and_a_digest_tell_what_an_on_call_person_needs(store, sta
         "failed, and is tried again: summarize, attempt 2",
         "dead letter: summarize, attempt 3",
     ]
+    tries = [line for line in lines if line[3].startswith("try ")]
+    assert tries and {line[2] for line in tries} == {17}  # what the engine's client tells is about the item that it was asked for
     assert [line["level"] for line in told if "dead letter" in line["message"]] == ["WARNING"]
     for run_id, kind in ((crawl_id, "crawl"), (digest_id, "digest")):
         own = [line[3] for line in lines if line[0] == run_id]
