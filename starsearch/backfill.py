@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -151,9 +152,12 @@ async def digest_estimate(store: Store, items: int, prices: Prices) -> Estimate:
 
 
 async def backfill(store: Store, github: GitHub, request: Request, run: Run, options: CrawlOptions) -> dict[str, str]:
-    """Store the items of the range; returns what was not read, with the reason. The same request again goes on."""
+    """Store the items of the range; returns what was not read, with the reason. The same request again goes on.
+
+    Raises Backlog where more would be due than engines get done: digest, and go on.
+    """
     run.github = github.usage
-    github.before_asking = store.brakes.check
+    github.before_asking = partial(store.brakes.check_fetch, BACKFILL)
     await github.ping()
     chosen, failed = await _choose(store, github, request, options, run.progress)
     begun = await backfills.begin(store.pool, request.as_json(), since=request.since, until=request.until)

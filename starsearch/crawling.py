@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from starsearch.collecting import rare_collections
 from starsearch.cycle import GONE, Cycle
@@ -21,7 +22,7 @@ from starsearch.pipeline import Run, ingest
 from starsearch.progress import Progress, no_progress
 from starsearch.storage import Store
 from starsearch.store.items import read_checkpoint
-from starsearch.store.leases import worker
+from starsearch.store.leases import LIVE, worker
 from starsearch.store.purges import purged_names
 from starsearch.store.repositories import count_followed, mark_failed, nodes_by_name, store_facts, to_sweep, unresolved
 from starsearch.store.repository_leases import begin_sweep, claim_repositories, count_unswept, give_back_repositories
@@ -53,8 +54,8 @@ async def crawl(
 ) -> dict[str, str]:
     """Store what changed in the named repositories, or (none named) in the followed list, and what was left of earlier crawls.
 
-    Returns the ones that were not crawled, with the reason; they join the next crawl. Raises RateLimited or SourceUnavailable after
-    storing what had come.
+    Returns the ones that were not crawled, with the reason; they join the next crawl. Raises RateLimited, SourceUnavailable or
+    Braked after storing what had come.
     """
     purged = await purged_names(store.pool, options.host, repositories)
     if purged:
@@ -66,7 +67,7 @@ async def crawl(
     if not repositories and not await count_followed(store.pool, options.host):
         raise PreconditionMissing("no repository is followed yet: `starsearch rank`, or name some with --repo")
     run.github = source.usage
-    source.before_asking = store.brakes.check
+    source.before_asking = partial(store.brakes.check_fetch, LIVE)
     await source.ping()
     failed, nodes = await resolve_names(store, source, repositories, host=options.host, progress=run.progress)
     since = options.since or source.now - FIRST_REACH
@@ -115,7 +116,7 @@ async def _crawl_rest(store: Store, source: RestSource, repositories: Sequence[s
         )
     failed: dict[str, str] = {}
     for done, repo in enumerate(repositories, 1):
-        await store.brakes.check()
+        await store.brakes.check_fetch(LIVE)
         with about(repository=repo):
             try:
                 checkpoint = await read_checkpoint(store.pool, options.host, repo)

@@ -63,7 +63,7 @@ async def digest_by_shards(
     """
     began, most_due, warned, said = time.monotonic(), 0, False, ""
     for looks in itertools.count(1):
-        await store.brakes.check()
+        await store.brakes.check(parent)
         for shard in await plan(store.pool, parent, version_id, priority=cut.priority, size=cut.size, most=cut.most):
             flow_run = await starter.start(shard)
             if flow_run is None:

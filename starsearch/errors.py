@@ -8,8 +8,10 @@ StarsearchError                exit 1
 │   │   └── ModelNotServed     it answers, but not for this model
 │   ├── ContextTooSmall        the model's context holds no item worth summarizing
 │   ├── SourceUnavailable      GitHub, or what stands in for it, does not answer
-│   ├── Paused                 somebody stopped all work: `starsearch resume`
-│   ├── BudgetSpent            the day's tokens or dollars are used up: what is due stays due
+│   ├── Braked                 nothing new may begin now (brakes.py): what is due stays due
+│   │   ├── Paused             somebody stopped all work: `starsearch resume`
+│   │   ├── BudgetSpent        the day's, or the run's, tokens, dollars or requests are used up
+│   │   └── Backlog            more is due than engines get done: nothing more is fetched, marks stay where they are
 │   └── VersionMismatch        settings and the database's index version disagree (model, dimensions, prompt)
 ├── DigestFailed               one item's digest: recorded, tried again, then a dead letter
 ├── EngineFailing              whole batches in a row failed: the run stops; what is due stays due
@@ -69,12 +71,20 @@ class SourceUnavailable(PreconditionMissing):
     """The place that items come from does not answer."""
 
 
-class Paused(PreconditionMissing):
+class Braked(PreconditionMissing):
+    """Nothing new may begin now."""
+
+
+class Paused(Braked):
     """Nothing new is begun until somebody says so."""
 
 
-class BudgetSpent(PreconditionMissing):
-    """Nothing new is begun until the next day, or a larger budget."""
+class BudgetSpent(Braked):
+    """Nothing new is begun until the next day, the next run, or a larger budget."""
+
+
+class Backlog(Braked):
+    """Nothing more is fetched until engines have done some of what is due."""
 
 
 class VersionMismatch(PreconditionMissing):

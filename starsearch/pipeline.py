@@ -16,6 +16,7 @@ from starsearch.collecting import rare_collections
 from starsearch.cost import total_cost
 from starsearch.engines import Engines
 from starsearch.errors import (
+    Braked,
     DigestFailed,
     EngineFailing,
     EngineUnavailable,
@@ -160,7 +161,7 @@ async def drain(
         with rare_collections():
             outcomes = await asyncio.gather(*(_work(digesters, stop, wait=not allowance) for _ in range(workers)), return_exceptions=True)
     async with store.pool.connection() as connection:
-        run.counts.cost_usd = total_cost(await read_usage(connection, run_id=run.id), lanes[0].engines.prices)
+        run.counts.cost_usd = total_cost(await read_usage(connection, runs=[run.id]), lanes[0].engines.prices)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
@@ -241,14 +242,18 @@ class _Digester:
         try:
             await self._digest(batch)
         except (PreconditionMissing, EngineFailing) as error:
-            if self.lane.required:
+            if self.lane.required or isinstance(error, Braked):
                 raise
             self.closed = True
             log.warning("index version %s is not kept up to date now: %s", self.version.short, error)
         return True
 
+    async def check(self) -> None:
+        """Before a batch is begun, and before each request."""
+        await self.store.brakes.check(self.run.id)
+
     async def _claim(self) -> Batch | None:
-        await self.store.brakes.check()
+        await self.check()
         size = min(BATCH, self.allowance.items) if self.allowance else BATCH
         if not size:
             return None
@@ -289,7 +294,10 @@ class _Digester:
             self.run.progress("digest", self.done, self.total)
 
     async def _ask(self, batch: Batch, ledger: list[Call]) -> tuple[list[Digest], list[Failure]]:
-        """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request."""
+        """Ask the engines for a batch. `ledger` is filled with intents, written down before the first request.
+
+        Raises Braked where no new request may begin: what was in flight is finished then, and its summaries are kept.
+        """
         llm = self.engines.llm
         earlier = await earlier_summaries(self.store.pool, self.version, batch.items)
         prompts = {item.id: self._prompt(item) for item in batch.items if item.id not in earlier}
@@ -308,11 +316,13 @@ class _Digester:
         asked = zip(missing.values(), ledger, strict=False)
         async with Keeper(self.store.pool, self.version, batch, self.run.id) as keeper:
             answers = await asyncio.gather(*(self._summarize(item, prompts.get(item.id), call, keeper) for (item, *_), call in asked))
-        outcomes: dict[bytes, Summary | DigestFailed] = {**turns.made, **dict(zip(missing, _blame(answers), strict=True))}
-        pairs = [(item, outcomes[keys[item.id]]) for item in items]
-        failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
-        summarized = [(item, o) for item, o in pairs if isinstance(o, Summary)]
-        digests, not_embedded = await self._embed(summarized, ledger[-1])
+            outcomes: dict[bytes, Summary | DigestFailed] = {
+                **turns.made,
+                **dict(zip(missing, _blame(_unless_braked(answers)), strict=True)),
+            }
+            pairs = [(item, outcomes[keys[item.id]]) for item in items]
+            failures = [Failure(item, "summarize", o) for item, o in pairs if isinstance(o, DigestFailed)]
+            digests, not_embedded = await self._embed([(item, o) for item, o in pairs if isinstance(o, Summary)], ledger[-1])
         return digests, failures + not_embedded
 
     def _prompt(self, item: DueItem) -> Prompt:
@@ -320,11 +330,14 @@ class _Digester:
 
     async def _summarize(
         self, item: DueItem, prompt: Prompt | None, call: Call, keeper: Keeper
-    ) -> Summary | DigestFailed | EngineUnavailable:
+    ) -> Summary | DigestFailed | EngineUnavailable | Braked:
         async with self.slots:
-            with about(repository=item.repository, item=item.number), counting() as call.spent:
+            with about(repository=item.repository, item=item.number), counting(self.check) as call.spent:
                 try:
                     summary = await summarize(self.engines.llm, item, prompt or self._prompt(item))
+                except Braked as error:
+                    call.outcome = "stopped" if call.spent.requests else call.outcome
+                    return error
                 except DigestFailed as error:
                     call.outcome = error.reason
                     return error
@@ -341,7 +354,7 @@ class _Digester:
             return [], []
         texts = [embedded_text(item.title, summary.text) for item, summary in pairs]
         unique = list(dict.fromkeys(texts))
-        with counting() as call.spent:
+        with counting(self.check) as call.spent:
             vectors, _ = await embed_each(self.engines.embedding, unique, dimensions=self.engines.dimensions)
         by_text = dict(zip(unique, vectors, strict=True))
         call.outcome = next((vector.reason for vector in vectors if isinstance(vector, DigestFailed)), "ok")
@@ -363,6 +376,16 @@ def _spent(calls: Sequence[Call]) -> Counts:
         cached_tokens=sum(call.spent.cached_tokens for call in calls),
         completion_tokens=sum(call.spent.completion_tokens for call in calls),
     )
+
+
+def _unless_braked(
+    answers: Sequence[Summary | DigestFailed | EngineUnavailable | Braked],
+) -> list[Summary | DigestFailed | EngineUnavailable]:
+    """The answers; raises where one was stopped before its request."""
+    for answer in answers:
+        if isinstance(answer, Braked):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, Braked)]
 
 
 def _blame(

@@ -22,6 +22,7 @@ from starsearch.store.versions import active_version, begin_shadow, build_index,
 
 async def reprocess(settings: Settings, store: Store, run: Run) -> IndexVersion:
     """Build the version that the settings describe; it serves nothing yet. Raises PreconditionMissing where it serves already."""
+    await store.brakes.check(run.id)  # opening asks the engines for something, too
     async with open_engines(settings) as engines:
         await refuse_active(store, engines.version)
         version = await begin_shadow(store.pool, engines.version)

@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")
     budget_tokens: int | None = Field(None, ge=0, description="Of both engines a day (UTC); reached, nothing new is begun.")
     budget_usd: float | None = Field(None, ge=0, description="The same in dollars, by the price table.")
+    budget_requests: int | None = Field(None, ge=0, description="The same in requests to the chat engine, failures and retries included.")
+    run_budget_tokens: int | None = Field(None, ge=0, description="Of one run, its shards included; the next run has its own.")
+    run_budget_usd: float | None = Field(None, ge=0, description="The same in dollars.")
+    run_budget_requests: int | None = Field(None, ge=0, description="The same in requests to the chat engine.")
+    most_due: int = Field(
+        200_000, ge=1, description="Items waiting for engines, above which nothing is fetched: live ones hold a crawl, all hold a backfill."
+    )
     prices: Path | None = Field(None, description="Your own prices (TOML), over those of starsearch/prices.toml.")
     workers: int = Field(2, ge=1, le=16, description="Batches of 64 items digested at the same time in one process.")
     dispatch: Literal["local", "deployment"] = Field(

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from starsearch.brakes import NO_BUDGET, Brakes, Budget
+from starsearch.brakes import NO_BOUNDS, Bounds, Brakes, Budget
 from starsearch.errors import PreconditionMissing
 from starsearch.settings import Settings
 from starsearch.store.database import Pool, connect, explained, open_database
@@ -22,11 +22,20 @@ class Store:
 
     dsn: str
     pool: Pool
-    budget: Budget = NO_BUDGET
+    bounds: Bounds = NO_BOUNDS
     brakes: Brakes = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "brakes", Brakes(self.pool, self.budget))
+        object.__setattr__(self, "brakes", Brakes(self.pool, self.bounds))
+
+
+def bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        Budget(settings.budget_tokens, settings.budget_usd, settings.budget_requests),
+        Budget(settings.run_budget_tokens, settings.run_budget_usd, settings.run_budget_requests),
+        settings.prices,
+        settings.most_due,
+    )
 
 
 @asynccontextmanager
@@ -35,7 +44,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
     async with database_address(settings) as dsn:
         size = settings.workers + 3
         async with open_database(dsn, size=size, allow_old_pgvector=settings.allow_old_pgvector) as pool:
-            yield Store(dsn, pool, Budget(settings.budget_tokens, settings.budget_usd, settings.prices))
+            yield Store(dsn, pool, bounds(settings))
 
 
 @asynccontextmanager

@@ -84,6 +84,7 @@ async def _recorded() -> AsyncIterator[tuple[Settings, Store, Run]]:
 
 
 async def _digest(settings: Settings, store: Store, run: Run, allowance: Allowance | None = None) -> None:
+    await store.brakes.check(run.id)  # opening asks the engines for something, too
     async with open_live(settings, store) as live:
         await digest(
             store,

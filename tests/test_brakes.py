@@ -1,21 +1,24 @@
 """Pause and budgets: nothing new is begun anywhere, nothing is half done, and it goes on where it stopped."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
+from uuid import uuid4
 
 import pytest
 
 from starsearch import brakes
 from starsearch.audit import read_status
-from starsearch.brakes import Brakes, Budget
+from starsearch.brakes import Bounds, Brakes, Budget
 from starsearch.errors import BudgetSpent, Paused
 from starsearch.jsonl import read_items
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.storage import Store
 from starsearch.store.pauses import pause, resume, used_today
-from tests.stub_engine import StubEngine
+from starsearch.store.runs import start_run
+from tests.stub_engine import StubEngine, failure
 from tests.test_pipeline import engines_of, rows
 
 ITEMS = 200
@@ -44,48 +47,111 @@ def run_command(environment, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-async def test_a_pause_in_mid_run_finishes_the_batch_and_begins_no_other(stored):
+async def test_a_pause_in_mid_batch_begins_no_request_and_keeps_what_was_made(stored):
     asked = 0
 
     def pausing(_text, _times):
         nonlocal asked
         asked += 1
-        if asked == 70:  # in the second batch
+        if asked == 70:  # the sixth of the second batch
             asyncio.get_running_loop().create_task(pause(stored.pool, "disk is full"))
 
+    stub = StubEngine(pausing)
     with pytest.raises(Paused, match=r"disk is full.*starsearch resume"):
-        await digest_all(stored, StubEngine(pausing))
+        await digest_all(stored, stub)
     status = await read_status(stored.pool)
-    assert status.embedded == 128
-    assert status.embedded + status.pending == ITEMS
-    assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL") == []
+    assert (status.embedded, status.pending) == (64, ITEMS - 64)
+    assert 70 <= len(stub.asked) < 128
+    assert await rows(stored, "SELECT count(*) FROM summary") == [(len(stub.asked),)]
+    assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL OR attempts > 0") == []
+    assert await rows(stored, "SELECT 1 FROM summary_lease") == []
+    assert await rows(stored, "SELECT 1 FROM engine_call WHERE settled_at IS NULL") == []
     assert any("disk is full" in warning for warning in status.warnings)
     with pytest.raises(Paused):
         await digest_all(stored, StubEngine())
 
     assert await resume(stored.pool)
-    counts = await digest_all(stored, StubEngine())
-    assert (counts.embedded, (await read_status(stored.pool)).complete) == (ITEMS - 128, True)
+    rest = StubEngine()
+    counts = await digest_all(stored, rest)
+    assert (counts.embedded, (await read_status(stored.pool)).complete) == (ITEMS - 64, True)
+    assert len(rest.asked) == ITEMS - len(stub.asked)  # nothing is paid for twice
+
+
+async def test_a_request_that_is_tried_again_is_stopped_too(stored):
+    """An engine that is overloaded is asked again and again, but not after a pause."""
+    stub = StubEngine(lambda text, times: failure(503))
+
+    async def pausing():
+        while len(stub.asked) < 32:
+            await asyncio.sleep(0.01)
+        await pause(stored.pool, "overloaded")
+
+    async with engines_of(stub, patience_seconds=20.0) as engines, recorded_run(stored, "digest") as run:
+        soon = asyncio.create_task(pausing())
+        with pytest.raises(Paused):
+            await digest(stored, engines, run)
+        await soon
+    assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL OR attempts > 0") == []
 
 
 @pytest.mark.parametrize(
     ("budget", "match"),
-    [(Budget(tokens=1_000), r"1,[0-9]{3} of 1,000 tokens.*BUDGET_TOKENS"), (Budget(usd=5.0), "no price: `starsearch cost` names it")],
+    [
+        (Budget(tokens=1_000), r"budget is spent \(1,[0-9]{3} of 1,000 tokens\).*BUDGET_TOKENS"),
+        (Budget(requests=70), r"budget is spent \([0-9]{2,3} of 70 requests\).*BUDGET_REQUESTS"),
+        (Budget(usd=5.0), r"no price \(stub\): STARSEARCH_PRICES"),
+    ],
 )
-async def test_a_budget_that_is_spent_stops_before_the_next_batch(stored, budget, match):
-    limited = Store(stored.dsn, stored.pool, budget)
-    with pytest.raises(BudgetSpent, match=match):
+@pytest.mark.parametrize("whose", ["day", "run"])
+async def test_a_budget_that_is_spent_stops_before_the_next_request(stored, budget, match, whose):
+    limited = Store(stored.dsn, stored.pool, Bounds(**{whose: budget}))
+    with pytest.raises(BudgetSpent, match=match) as refused:
         await digest_all(limited, StubEngine())
+    assert ("STARSEARCH_RUN_BUDGET" in str(refused.value)) == (whose == "run")
     status = await read_status(stored.pool)
-    assert 0 < status.embedded < ITEMS
+    assert status.embedded < ITEMS
     assert status.embedded + status.pending == ITEMS
+    assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL OR attempts > 0") == []
     assert (await digest_all(stored, StubEngine())).embedded == ITEMS - status.embedded
+
+
+async def test_each_run_has_its_own_budget_and_all_together_finish(stored):
+    limited, runs, requests = Store(stored.dsn, stored.pool, Bounds(run=Budget(requests=70))), 0, 0
+    while not (await read_status(stored.pool)).complete:
+        runs += 1
+        assert runs < 10
+        stub = StubEngine()
+        with contextlib.suppress(BudgetSpent):
+            await digest_all(limited, stub)
+        requests += len(stub.asked)
+    assert runs > 1
+    assert requests == ITEMS
+
+
+async def test_shards_of_one_parent_share_its_budget(stored):
+    """What one has spent stops the other, and the parent that watches them."""
+    parent, one, other = uuid4(), await start_run(stored.pool, "digest"), await start_run(stored.pool, "digest")
+    async with stored.pool.connection() as connection:
+        for number, run in enumerate((one, other), 1):
+            await connection.execute(
+                "INSERT INTO shard (parent, number, attempt, size, run_id, began_at) VALUES (%s, %s, 1, 500, %s, now())",
+                [parent, number, run],
+            )
+        await connection.execute(
+            "INSERT INTO engine_usage VALUES (%s, 'summary', 'stub', 10, 0, 10, 12, 0, 900, 0, 100, 1, now(), now())", [one]
+        )
+    limited = Brakes(stored.pool, Bounds(run=Budget(requests=12)))
+    for spender in (one, other, parent):
+        with pytest.raises(BudgetSpent, match=r"this run's budget is spent \(12 of 12 requests\)"):
+            await limited.check(spender)
+    await limited.check(await start_run(stored.pool, "digest"))
+    await limited.check(uuid4())
 
 
 async def test_a_budget_in_dollars_goes_by_the_price_table(stored, tmp_path):
     prices = tmp_path / "prices.toml"
     prices.write_text('[models.stub]\nprompt = 1000.0\ncompletion = 1000.0\nsource = "a test"\ndate = "2026-11-25"\n')
-    limited = Store(stored.dsn, stored.pool, Budget(usd=0.5, prices=prices))
+    limited = Store(stored.dsn, stored.pool, Bounds(Budget(usd=0.5), prices=prices))
     with pytest.raises(BudgetSpent, match=r"of \$0\.50"):
         await digest_all(limited, StubEngine())
 
@@ -121,7 +187,7 @@ async def test_a_database_whose_clock_was_set_back_knows_what_is_used(stored):
 
 async def test_yesterdays_calls_are_not_todays(stored):
     await digest_all(stored, StubEngine())
-    limited = Brakes(stored.pool, Budget(tokens=1))
+    limited = Brakes(stored.pool, Bounds(Budget(tokens=1)))
     with pytest.raises(BudgetSpent):
         await limited.check()
     async with stored.pool.connection() as connection:

@@ -186,6 +186,7 @@ async def _digest_due(settings: Settings, store: "Store", run: "Run") -> None:
     from starsearch.pipeline import digest
     from starsearch.serving import open_live
 
+    await store.brakes.check(run.id)  # opening asks the engines for something, too
     async with open_live(settings, store) as live:
         await digest(store, live[0], run, beside=live[1:], workers=settings.workers, concurrency=settings.concurrency)
 

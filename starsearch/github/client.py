@@ -125,12 +125,12 @@ class GitHub:
 
     async def ask_once(self, name: str, variables: Mapping[str, object], *, text: str | None = None) -> Answer:
         """One answer. A limit or a refused token sends the request to another credential and counts as no failure."""
-        if self.before_asking:
-            await self.before_asking()
+        await self._before()
         body = orjson.dumps({"query": text or query_text(name), "variables": variables})
         try:
             while True:
                 async with self.pool.lend(reserve=self._reserve, patience=self._patience) as credential:
+                    await self._before()  # again: it may have taken an hour
                     response = await self._post(name, body, credential)
                     answer = self._read(response, credential) if response else None
                 if answer is not None:
@@ -141,6 +141,10 @@ class GitHub:
             if self._failures >= FAILED_REQUESTS:
                 raise SourceUnavailable(f"{self._failures} requests in a row failed, the last one so: {error}") from error
             raise
+
+    async def _before(self) -> None:
+        if self.before_asking:
+            await self.before_asking()
 
     async def nap(self, attempt: int) -> None:
         """Before another try of what failed `attempt` + 1 times."""

@@ -8,7 +8,7 @@ translated here, once, into ours.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
 from starsearch.certificates import distrust
-from starsearch.errors import ContextTooSmall, DigestFailed, EngineUnavailable, ModelNotServed
+from starsearch.errors import Braked, ContextTooSmall, DigestFailed, EngineUnavailable, ModelNotServed
 from starsearch.inference import dialects
 from starsearch.inference.balancer import Address, Balancer
 from starsearch.inference.dialects import UNKNOWN, Dialect, Entry
@@ -42,18 +42,21 @@ MAX_TOKENS = 100_000_000  # of one answer; more is nonsense
 NOT_FROM_THE_ENVIRONMENT: dict[str, Any] = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
 
 
+Check = Callable[[], Awaitable[None]]
 _spending: ContextVar[Spending | None] = ContextVar("spending", default=None)
+_check: ContextVar[Check | None] = ContextVar("check", default=None)
 
 
 @contextmanager
-def counting() -> Iterator[Spending]:
-    """What is spent inside this block, however it ends."""
+def counting(check: Check | None = None) -> Iterator[Spending]:
+    """What is spent inside this block, however it ends. `check` is asked before each request, and may raise to stop before it."""
     spending, started = Spending(), time.monotonic()
-    token = _spending.set(spending)
+    token, check_token = _spending.set(spending), _check.set(check)
     try:
         yield spending
     finally:
         _spending.reset(token)
+        _check.reset(check_token)
         spending.seconds = time.monotonic() - started
 
 
@@ -71,6 +74,12 @@ def charge(usage: Any) -> tuple[int, int]:
 def _tokens(usage: Any, name: str) -> int:
     tokens = getattr(usage, name, None)
     return tokens if isinstance(tokens, int) and 0 <= tokens <= MAX_TOKENS else 0
+
+
+async def _before() -> None:
+    check = _check.get()
+    if check:
+        await check()
 
 
 def _sent() -> None:
@@ -144,6 +153,7 @@ async def open_client(
         patience_seconds=patience_seconds,
         balancer=balancer,
         resolve=resolve,
+        before=_before,
         sent=_sent,
         answered=_answered,
     )
@@ -249,8 +259,13 @@ def check_context(engine: Engine) -> None:
         )
 
 
-def translate(error: openai.OpenAIError) -> DigestFailed | EngineUnavailable:
-    """The SDK's error in our words, after the retries: no answer is the engine's fault, anything else is the item's."""
+def translate(error: openai.OpenAIError) -> DigestFailed | EngineUnavailable | Braked:
+    """The SDK's error in our words, after the retries: no answer is the engine's fault, anything else is the item's.
+
+    What stopped a request before it was sent comes as it is.
+    """
+    if isinstance(error.__cause__, Braked):
+        return type(error.__cause__)(*error.__cause__.args)
     match error:
         case openai.APITimeoutError():
             return DigestFailed("timeout", "the engine did not answer in time", engine=True)

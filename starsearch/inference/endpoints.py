@@ -54,6 +54,10 @@ async def resolve(name: str, port: int) -> list[str]:
     return sorted({str(sockaddr[0]) for *_, sockaddr in found})
 
 
+async def nothing() -> None:
+    """Nothing has to be done before."""
+
+
 @dataclass
 class _Attempts:
     """What one request has gone through so far. Its patience starts when it is first sent."""
@@ -86,18 +90,21 @@ class Endpoints(httpx2.AsyncBaseTransport):
         patience_seconds: float,
         balancer: Balancer | None = None,
         resolve: Resolve = resolve,
+        before: Callable[[], Awaitable[None]] = nothing,
         sent: Callable[[], None] = lambda: None,
         answered: Callable[[], None] = lambda: None,
     ) -> None:
         """`base_urls`: one, or several with commas; dns+http:// for every address behind a name.
 
-        `sent` hears of each request, `answered` of each that is over and can have cost no more than its answer says.
+        `before` is waited for before each try, and may raise to stop there. `sent` hears of each request, `answered` of each that is over
+        and can have cost no more than its answer says.
         """
         self.base_urls = [httpx2.URL(url.strip().rstrip("/")) for url in base_urls.split(",")]
         self._inner = inner
         self._patience_seconds = patience_seconds
         self._balancer = balancer or Balancer()
         self._resolve = resolve
+        self._before = before
         self._sent = sent
         self._answered = answered
         self._freed = asyncio.Condition()
@@ -123,6 +130,7 @@ class Endpoints(httpx2.AsyncBaseTransport):
             async with self._place(attempts) as endpoint:
                 if endpoint is None:
                     return attempts.outcome()
+                await self._before()
                 if await self._try(endpoint, request, attempts):
                     return self._flowing(endpoint, attempts.outcome())
             await self._back_off(attempts)

@@ -116,6 +116,17 @@ async def count_due(pool: Pool, version_id: int, *, priority: int = BULK) -> int
     return int(row[0]) if row else 0
 
 
+async def exceeds_due(connection: AsyncConnection, items: int, *, priority: int) -> bool:
+    """Whether more than so many are due at this priority or a more urgent one, in the version that serves. Counts no further."""
+    cursor = await connection.execute(
+        "SELECT count(*) > %(items)s FROM (SELECT FROM due WHERE version_id = (SELECT id FROM index_version WHERE status = 'active') "
+        "AND priority <= %(priority)s LIMIT %(items)s + 1) AS found",
+        {"items": items, "priority": priority},
+    )
+    row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
 async def release_dead(pool: Pool) -> int:
     """Hand back the leases of workers whose session is gone; returns how many items that were."""
     async with pool.connection() as connection:

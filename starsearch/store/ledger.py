@@ -67,10 +67,10 @@ async def forget_items(connection: AsyncConnection, ids: Sequence[int]) -> None:
     )
 
 
-async def read_usage(connection: AsyncConnection, *, run_id: int | None = None) -> list[Usage]:
-    """The totals of one run, or of all, by purpose and model; `hours` is the time in which anybody used that model."""
+async def read_usage(connection: AsyncConnection, *, runs: Sequence[int] | None = None) -> list[Usage]:
+    """The totals of these runs, or of all, by purpose and model; `hours` is the time in which anybody used that model."""
     async with connection.cursor(row_factory=class_row(Usage)) as cursor:
-        return await (await cursor.execute(statement("usage"), {"run": run_id})).fetchall()
+        return await (await cursor.execute(statement("usage"), {"runs": runs})).fetchall()
 
 
 async def count_unsettled(connection: AsyncConnection) -> int:

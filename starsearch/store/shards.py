@@ -151,6 +151,18 @@ async def at_work(pool: Pool, shard_id: int, flow_run: UUID, run_id: int) -> Asy
             await connection.execute("UPDATE shard SET ended_at = now(), failure = %s WHERE id = %s", [failure, shard_id])
 
 
+async def runs_of(connection: AsyncConnection, whose: int | UUID) -> list[int]:
+    """The runs of a parent's shards. Whose: the parent's flow run; or a run, which counts with the other shards of its parent."""
+    own = whose if isinstance(whose, int) else None
+    cursor = await connection.execute(
+        "SELECT run_id FROM shard WHERE run_id IS NOT NULL "
+        "AND parent IN (SELECT %(parent)s::uuid UNION SELECT parent FROM shard WHERE run_id = %(run)s::bigint) "
+        "UNION SELECT run FROM (SELECT %(run)s::bigint AS run) AS own WHERE run IS NOT NULL",
+        {"run": own, "parent": None if isinstance(whose, int) else whose},
+    )
+    return [run for (run,) in await cursor.fetchall()]
+
+
 async def shard_counts(pool: Pool, parent: UUID) -> Counts:
     """What the shards of a parent have done, those that failed included; their dollars and seconds are the sum of their own."""
     total = Counts()
