@@ -9,6 +9,7 @@ from prefect import flow
 from pydantic import Field
 
 from starsearch.backfill import Limits, read_request
+from starsearch.github.client import Usage
 from starsearch.models import ItemType
 from tasks.digesting import digest_due
 from tasks.explanations import explain_backfill
@@ -53,8 +54,11 @@ async def backfill(
         if dry_run:
             return await price_range(request)
         await agree(request, Limits(max_items, max_usd, confirmed), digested=digested)
-        fetched, failed, github = await read_range(request)
-        parts = [fetched, await digest_due(backfill=True)] if digested else [fetched]
+        parts, github, whole = [], Usage(), False
+        while not whole:
+            (fetched, failed, charged), whole = await read_range(request, in_turns=digested)
+            parts += [fetched, await digest_due(backfill=True)] if digested else [fetched]
+            github.add(charged)
         counts = await report("backfill-counts", parts, failed, github)
         await explain_backfill(request, counts, failed, github, since=began, digested=digested)
         return counts.as_dict()

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from starsearch.errors import OutOfTime, RateLimited, SourceUnavailable
+from starsearch.errors import Backlog, OutOfTime, RateLimited, SourceUnavailable
 from tasks.digesting import digest_due
 from tasks.stages import fetch, prepared, report
 
@@ -22,7 +22,7 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
     async with prepared():
         try:
             fetched, failed, github = await fetch(repositories, newest)
-        except (OutOfTime, RateLimited, SourceUnavailable):
+        except (OutOfTime, RateLimited, SourceUnavailable, Backlog):
             await digest_due()  # what came in time, and what was left over; the next run fetches the rest
             raise
         digested = await digest_due()

@@ -4,8 +4,9 @@ GitHub tells how items are now, not how they were: an item touched in the range 
 takes what was updated at `since` or later and created up to `until`.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +17,7 @@ from psycopg import AsyncConnection
 from starsearch.cost import Estimate, Prices, estimate
 from starsearch.crawling import CrawlOptions, resolve_names
 from starsearch.cycle import Cycle, Mark
-from starsearch.errors import PreconditionMissing, TooMuch
+from starsearch.errors import Backlog, PreconditionMissing, TooMuch
 from starsearch.fetching import Fetcher
 from starsearch.github.client import GitHub
 from starsearch.github.counting import count_items
@@ -34,6 +35,8 @@ from starsearch.store.versions import active_version
 SAMPLE = 400  # repositories counted for a price; of more, every so-manieth
 PAGE = 100
 LONG = timedelta(days=366)  # a range beyond it is begun only when its price was seen
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,18 @@ async def backfill(store: Store, github: GitHub, request: Request, run: Run, opt
     await cycle.read([Mark(repository, kind, begun.since, begun.until) for repository, kind in parts])
     await backfills.finish(store.pool, begun.id)
     return failed | cycle.failed
+
+
+async def backfill_in_turns(
+    store: Store, github: GitHub, request: Request, run: Run, options: CrawlOptions, digest: Callable[[], Awaitable[None]]
+) -> dict[str, str]:
+    """As `backfill`, but where engines are behind `digest` has its turn, and then it goes on."""
+    while True:
+        try:
+            return await backfill(store, github, request, run, options)
+        except Backlog as error:
+            log.info("digesting first: %s", error)
+        await digest()
 
 
 async def _choose(

@@ -91,7 +91,11 @@ class Brakes:
                 "STARSEARCH_MOST_DUE"
             )
 
-        await self._heed(("fetch", priority), look)
+        try:
+            await self._heed(("fetch", priority), look)
+        except Backlog:
+            self._found.pop(("fetch", priority), None)  # whoever digests now and comes back is not told the old answer
+            raise
 
     async def _heed(self, key: Hashable, look: Look) -> None:
         async with self._looking:

@@ -20,7 +20,7 @@ from starsearch.backfill import Limits, Request, backfill, check_price
 from starsearch.backfill import price as price_of_range
 from starsearch.cost import read_prices
 from starsearch.crawling import crawl
-from starsearch.errors import PreconditionMissing
+from starsearch.errors import Backlog, PreconditionMissing
 from starsearch.github.client import Usage
 from starsearch.jsonl import read_items
 from starsearch.logs import write_logs
@@ -228,18 +228,30 @@ async def agree(request: Request, limits: Limits, *, digested: bool) -> None:
 
 
 @task(name="backfill", retries=1, retry_delay_seconds=60, retry_condition_fn=may_pass, cache_policy=NO_CACHE)
-async def read_range(request: Request) -> Crawled:
-    """Store the items of a range of history. It may take days: a backfill sits out the hour when its share of the points is spent."""
+async def read_range(request: Request, *, in_turns: bool) -> tuple[tuple[Counts, dict[str, str], Usage], bool]:
+    """Store the items of a range of history; and whether that was all. It may take days: a backfill sits out the hour when its share of
+    the points is spent.
+
+    in_turns: where engines are behind it stops, to go on when they are not; else it fails then.
+    """
     settings = read_settings()
+    failed: dict[str, str] = {}
+    whole = True
     async with (
         open_store(settings) as store,
         open_graphql(settings, backfill=True) as github,
         progress_artifact("backfill-fetch", "lists read and texts fetched") as progress,
         recorded_run(store, "backfill", progress) as run,
     ):
-        failed = await backfill(store, github, request, run, crawl_options(settings))
+        try:
+            failed = await backfill(store, github, request, run, crawl_options(settings))
+        except Backlog as error:
+            if not in_turns:
+                raise
+            log.info("digesting first: %s", error)
+            whole = False
     log.info("%s", github.usage)
-    return run.counts, failed, github.usage
+    return (run.counts, failed, github.usage), whole
 
 
 @task(name="report", cache_policy=NO_CACHE)

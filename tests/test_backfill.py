@@ -4,12 +4,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from starsearch.backfill import Request, backfill, parse_moment, price
+from starsearch import brakes
+from starsearch.backfill import Request, backfill, backfill_in_turns, parse_moment, price
+from starsearch.brakes import Bounds
 from starsearch.cost import read_prices
 from starsearch.crawling import CrawlOptions
-from starsearch.errors import PreconditionMissing, SourceUnavailable
+from starsearch.errors import Backlog, PreconditionMissing, SourceUnavailable
 from starsearch.models import IndexVersion
 from starsearch.pipeline import recorded_run
+from starsearch.storage import Store
 from starsearch.store.versions import ensure_version
 from tests.crawls import Crawled, crawl_now, follow, opened, rows
 from tests.standin.oracle import stored_items
@@ -135,6 +138,31 @@ async def test_stopped_in_the_middle_the_same_request_goes_on(store, standin, wo
     await backfill_now(store, standin, later)  # finished, so this one begins anew, and finds everything stored
     assert standin.counters.requests["Fetch"] == 0
     assert len(await rows(store, "SELECT FROM backfill WHERE finished_at IS NOT NULL")) == 2
+
+
+async def test_where_engines_are_behind_it_lets_them_go_first_and_goes_on(store, standin, world, monkeypatch):
+    monkeypatch.setattr(brakes, "LOOK_SECONDS", 0.0)
+    await followed(store, standin, world, world.populate(40, items_each=10, seed=7))
+    await ensure_version(store.pool, IndexVersion("stub", "", 384, "recipe", "stub", "v1"))
+    held, request = Store(store.dsn, store.pool, Bounds(most_due=100)), Request(datetime(2010, 1, 1, tzinfo=UTC), world.now)
+    with pytest.raises(Backlog, match=r"more than 100 items wait .* STARSEARCH_MOST_DUE"):
+        await backfill_now(held, standin, request)
+    [(due,)] = await rows(store, "SELECT count(*) FROM due")
+    assert 100 < due < 300
+    assert await rows(store, "SELECT FROM backfill WHERE finished_at IS NOT NULL") == []
+    world.hour(30, seed=1)
+    assert (await crawl_now(held, standin)).counts.items > 0  # history does not hold back what is live
+
+    turns = []
+
+    async def digested():
+        turns.append(await rows(store, "DELETE FROM due RETURNING item_id"))
+
+    async with opened(standin, backfill=True) as github, recorded_run(held, "backfill") as run:
+        assert await backfill_in_turns(held, github, request, run, OPTIONS, digested) == {}
+    assert len(turns) >= 2
+    assert len(await stored(store)) == len(list(world.items()))
+    assert standin.counters.fetched_twice == {}
 
 
 async def test_a_backfill_moves_no_checkpoint_of_the_crawl_and_is_digested_last(store, standin, world):

@@ -115,6 +115,23 @@ async def test_a_budget_that_is_spent_stops_before_the_next_request(stored, budg
     assert (await digest_all(stored, StubEngine())).embedded == ITEMS - status.embedded
 
 
+async def test_a_budget_that_is_spent_within_a_batch_stops_there(stored):
+    """An engine that takes its time: what was made is kept, the rest of the batch is not asked for."""
+
+    class Slow(StubEngine):
+        async def __call__(self, request):
+            await asyncio.sleep(0.3)
+            return await super().__call__(request)
+
+    stub, limited = Slow(), Store(stored.dsn, stored.pool, Bounds(run=Budget(requests=10)))
+    async with engines_of(stub) as engines, recorded_run(limited, "digest") as run:
+        with pytest.raises(BudgetSpent, match=r"[0-9]{2} of 10 requests"):
+            await digest(limited, engines, run, concurrency=8)
+    assert 10 <= len(stub.asked) < 64
+    assert await rows(stored, "SELECT count(*) FROM summary") == [(len(stub.asked),)]
+    assert await rows(stored, "SELECT count(*) FROM due WHERE lease_token IS NULL AND attempts = 0") == [(ITEMS,)]
+
+
 async def test_each_run_has_its_own_budget_and_all_together_finish(stored):
     limited, runs, requests = Store(stored.dsn, stored.pool, Bounds(run=Budget(requests=70))), 0, 0
     while not (await read_status(stored.pool)).complete:

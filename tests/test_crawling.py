@@ -9,12 +9,13 @@ from functools import partial
 import httpx2
 import pytest
 
-from starsearch import crawling
+from starsearch import brakes, crawling
 from starsearch.audit import read_status
+from starsearch.brakes import Bounds
 from starsearch.crawling import CrawlOptions, crawl
 from starsearch.cycle import LONE_HOLES, PAGE_SIZES, Cycle
 from starsearch.engines import Engines
-from starsearch.errors import NotStored, RateLimited, SourceUnavailable
+from starsearch.errors import Backlog, NotStored, RateLimited, SourceUnavailable
 from starsearch.fetching import Fetcher
 from starsearch.github.client import open_github
 from starsearch.github.credentials import AppInstallation, Credential
@@ -24,6 +25,7 @@ from starsearch.leftovers import fetch_leftovers
 from starsearch.models import Filters, IndexVersion, SeenItem
 from starsearch.pipeline import digest, recorded_run
 from starsearch.progress import no_progress
+from starsearch.storage import Store
 from starsearch.store.dead_letters import Choice, find_dead_letters, retry_dead_letters
 from starsearch.store.leases import worker
 from starsearch.store.repository_leases import claim_repositories
@@ -91,6 +93,27 @@ async def test_an_hour_of_updates_is_fetched_once(store, standin, world):
         assert standin.counters.fetched_twice == {}
         assert crawled.usage.points == standin.counters.all_points
         assert crawled.usage.requests == standin.counters.all_requests
+
+
+async def test_where_engines_are_behind_it_holds_back_and_loses_nothing(store, standin, world, monkeypatch):
+    """Each crawl stores some and fails saying why; what is digested in between is made room, and no mark is ahead of its items."""
+    monkeypatch.setattr(brakes, "LOOK_SECONDS", 0.0)
+    await follow(store, world.populate(80, items_each=10, seed=3))
+    await ensure_version(store.pool, IndexVersion("stub", "", 384, "recipe", "stub", "v1"))
+    held, crawls = Store(store.dsn, store.pool, Bounds(most_due=100)), 1
+    while True:
+        try:
+            await crawl_now(held, standin)
+            break
+        except Backlog:
+            crawls += 1
+        assert await ahead(store, world) == []
+        assert any("the last crawl failed: more than 100 changed items wait" in each for each in (await read_status(store.pool)).warnings)
+        assert await rows(store, "SELECT FROM repository WHERE lease_token IS NOT NULL") == []
+        assert len(await rows(store, "DELETE FROM due RETURNING item_id")) < 300
+    assert crawls >= 3
+    assert await compared(store, world) == Comparison()
+    assert standin.counters.fetched_twice == {}
 
 
 async def test_whoever_watches_sees_names_sweep_and_fetch_go_on(store, standin, world):

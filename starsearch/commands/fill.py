@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from starsearch.commands.options import Json, NoDigest, recorded, repository_names, say
-from starsearch.errors import StarsearchError
+from starsearch.errors import Backlog, StarsearchError
 from starsearch.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ async def _crawl(settings: Settings, repositories: list[str], no_digest: bool, j
         async with open_any(settings) as source:
             try:
                 failed.update(await crawl(store, source, repositories, run, crawl_options(settings)))
+            except Backlog:
+                if not no_digest:
+                    await _digest_due(settings, store, run)
+                raise
             finally:
                 say(str(source.usage))
         await _report_rejections(store, run)
@@ -146,7 +150,7 @@ def backfill(
 
 
 async def _backfill(settings: Settings, request: "Request", dry_run: bool, no_digest: bool, json: bool) -> None:
-    from starsearch.backfill import backfill, price
+    from starsearch.backfill import backfill, backfill_in_turns, price
     from starsearch.cost import read_prices
     from starsearch.sources import crawl_options, open_graphql
     from starsearch.storage import open_store
@@ -162,7 +166,10 @@ async def _backfill(settings: Settings, request: "Request", dry_run: bool, no_di
     async def work(store: "Store", run: "Run") -> None:
         async with open_graphql(settings, backfill=True) as github:
             try:
-                failed.update(await backfill(store, github, request, run, options))
+                if no_digest:
+                    failed.update(await backfill(store, github, request, run, options))
+                else:
+                    failed.update(await backfill_in_turns(store, github, request, run, options, lambda: _digest_due(settings, store, run)))
             finally:
                 say(str(github.usage))
         if not no_digest:

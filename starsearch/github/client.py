@@ -65,6 +65,10 @@ class Usage:
     retries: int = 0
     by_query: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: "Usage") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def __str__(self) -> str:
         waits = f", {self.waits} waits of {self.waited_seconds:.0f} s in all" if self.waits else ""
         return f"GitHub: {self.points:,} points, {self.requests:,} requests, {self.splits} splits, {self.retries} retries{waits}"

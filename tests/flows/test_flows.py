@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from starsearch.errors import OutOfTime, RateLimited, SourceUnavailable
+from starsearch.errors import Backlog, OutOfTime, RateLimited, SourceUnavailable
 from starsearch.settings import read_settings
 from starsearch.storage import open_store
 from starsearch.store.leases import worker
@@ -267,7 +267,8 @@ async def test_a_crawl_whose_time_is_over_ends_in_order_and_is_not_begun_again(e
 
 
 @pytest.mark.parametrize(
-    "error", [OutOfTime("50 minutes are over"), RateLimited("GitHub's limit is reached"), SourceUnavailable("GitHub is down")]
+    "error",
+    [OutOfTime("50 minutes are over"), RateLimited("GitHub's limit is reached"), SourceUnavailable("GitHub is down"), Backlog("engines")],
 )
 async def test_what_came_before_a_crawl_had_to_stop_is_digested(environment, monkeypatch, error):
     module = importlib.import_module("flows.crawl")
