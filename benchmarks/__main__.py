@@ -21,6 +21,7 @@ from benchmarks import (
     inference_overhead,
     leases,
     live,
+    pause,
     prefect_cost,
     real_search,
     status,
@@ -58,6 +59,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "store.live_beside_backfill": live.beside_a_backfill,
     "store.status.seconds": status.status_seconds,
     "store.swap": swap.swap_under_load,
+    "pause": pause.pause_and_resume,
     "prefect.server_cpu_seconds_per_1000_items": prefect_cost.server_cost,  # and ..._per_shard, rows_per_hour
     "web.search.overhead": web.search_overhead,
 }

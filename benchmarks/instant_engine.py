@@ -2,7 +2,8 @@
 
 With `titles` a summary is the item's own first line, which passes the gate whatever the item is. With SECONDS a summary takes that long.
 
-A process of its own, so that its CPU is told apart. GET /requests tells how many it answered.
+A process of its own, so that its CPU is told apart. GET /requests tells how many it answered, GET /begun when the last one came in, in
+seconds since 1970.
 Vectors lie in clusters, as a model's do (benchmarks/clustered.py), and are always the same for a text: equal ones would take a short cut
 through HNSW, and uniformly random ones cost it more than anything real.
 """
@@ -10,6 +11,7 @@ through HNSW, and uniformly random ones cost it more than anything real.
 import asyncio
 import base64
 import sys
+import time
 import zlib
 from collections import Counter
 from functools import cache
@@ -30,6 +32,7 @@ SUMMARY = "The server returns an error when it parses the config file after an u
 titles = False
 seconds = 0.0
 answered: Counter[str] = Counter()
+begun: dict[str, float] = {}
 
 
 async def models(_: Request) -> Response:
@@ -37,6 +40,7 @@ async def models(_: Request) -> Response:
 
 
 async def chat(request: Request) -> Response:
+    begun["last"] = time.time()
     body = await request.body()
     await asyncio.sleep(seconds)
     answered["chat"] += 1
@@ -47,6 +51,7 @@ async def chat(request: Request) -> Response:
 
 
 async def embeddings(request: Request) -> Response:
+    begun["last"] = time.time()
     texts = orjson.loads(await request.body())["input"]
     answered["embeddings"] += 1
     vectors = [_world().vector_of(zlib.crc32(text.encode())) for text in texts]
@@ -65,6 +70,10 @@ async def requests(_: Request) -> Response:
     return _json(dict(answered))
 
 
+async def last_begun(_: Request) -> Response:
+    return _json(begun)
+
+
 def _json(value: object) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
@@ -75,6 +84,7 @@ app = Starlette(
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/requests", requests),
+        Route("/begun", last_begun),
     ]
 )
 

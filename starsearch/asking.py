@@ -3,6 +3,7 @@
 Where summaries are extractive there is no model that could answer: then the nearest sentences are quoted, and said to be quotes.
 """
 
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from starsearch import extractive
+from starsearch.brakes import Brakes
 from starsearch.errors import StarsearchError
 from starsearch.finder import Finder
 from starsearch.inference.answer import Say, answer
@@ -18,8 +20,9 @@ from starsearch.inference.client import Engine, counting
 from starsearch.inference.embed import embed
 from starsearch.models import Answer, Counts, Filters, Hit, Piece
 from starsearch.serving import sent_dimensions
+from starsearch.storage import bounds
 from starsearch.store.database import Pool
-from starsearch.store.ledger import Call, intend, settle
+from starsearch.store.ledger import Call, account_answer, intend, settle
 from starsearch.store.nearest import NO_FILTERS
 from starsearch.store.runs import finish_run, start_run
 
@@ -30,22 +33,26 @@ QUOTES = 3
 # only the chat model itself says that nothing fits.
 CLOSE = {"minilm-l6-v2": 0.40}
 
+log = logging.getLogger(__name__)
 _SENTENCE = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])\s+|\n+")
 
 
 async def ask(
     finder: Finder, llm: Engine, question: str, *, filters: Filters = NO_FILTERS, say: Callable[[Piece], None] = lambda _: None
 ) -> Answer:
-    """Raises what Finder.find does, and DigestFailed where the model gives no usable answer. Its call is in the ledger.
+    """Raises what Finder.find does, DigestFailed where the model gives no usable answer, and BudgetSpent where a model would answer and
+    the day's budget is spent; a pause stops nobody from reading. Its call is in the ledger.
 
     `say` gets the answer piece by piece while it is written, each checked; an answer that then turns out to be none (text None), or an
     error, takes back what was said.
     """
+    kind = "quotes" if extractive.made(llm.model) else "model"
+    if kind == "model":
+        await Brakes(finder.pool, bounds(finder.settings)).check_day()
     found = await finder.find(question, filters=filters, limit=SOURCES)
     threshold = CLOSE.get(finder.version.embedding_model, 0.0)
     close = [hit for hit in found.hits if (hit.scores["vector"] or 0) >= threshold]
     reply = None
-    kind = "quotes" if extractive.made(llm.model) else "model"
 
     def tell(text: str, numbers: list[int]) -> None:
         say(Piece(text, {number: close[number - 1] for number in numbers}))
@@ -74,11 +81,14 @@ async def _answer(finder: Finder, llm: Engine, question: str, hits: Sequence[Hit
 
 @asynccontextmanager
 async def _accounted(pool: Pool, call: Call) -> AsyncIterator[None]:
-    """In the ledger, but for a role that only reads: the web process counts its answers in its metrics."""
+    """In the ledger: its intent first; by a role that only reads, as the web process is, when it is over."""
     try:
         run_id = await start_run(pool, "ask")
     except (InsufficientPrivilege, ReadOnlySqlTransaction):
-        yield
+        try:
+            yield
+        finally:
+            await _account_as_reader(pool, call)
         return
     await intend(pool, run_id, 0, [call])
     try:
@@ -87,6 +97,13 @@ async def _accounted(pool: Pool, call: Call) -> AsyncIterator[None]:
         async with pool.connection() as connection:
             await settle(connection, [call])
         await finish_run(pool, run_id, Counts(llm_requests=call.spent.requests, seconds=call.spent.seconds))
+
+
+async def _account_as_reader(pool: Pool, call: Call) -> None:
+    try:
+        await account_answer(pool, call)
+    except (InsufficientPrivilege, ReadOnlySqlTransaction) as error:
+        log.warning("what this answer cost is not in the ledger (%s): `starsearch migrate --roles` grants that", type(error).__name__)
 
 
 async def _quote(finder: Finder, question: str, hits: Sequence[Hit], say: Say) -> tuple[str, list[int]]:

@@ -2,18 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 
 import httpx2
+import psycopg
 import pytest
 
 from starsearch.asking import ask
-from starsearch.errors import DigestFailed, EngineUnavailable
+from starsearch.errors import BudgetSpent, DigestFailed, EngineUnavailable
 from starsearch.finder import open_finder
 from starsearch.inference.answer import Checking, checked, request
 from starsearch.inference.client import open_client, preflight
 from starsearch.jsonl import read_items
 from starsearch.models import Hit
 from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.store.ledger import read_usage
+from starsearch.store.pauses import pause, used_today
+from starsearch.store.reader import open_reader_pool
 from starsearch.untrusted import links
 from tests.stub_engine import StubEngine, completion, streamed
 
@@ -103,6 +108,38 @@ async def test_what_asking_cost_is_in_the_ledger(finder):
             await connection.execute("SELECT outcome, requests, prompt_tokens FROM engine_call WHERE purpose = 'answer'")
         ).fetchall()
     assert rows == [("ok", 1, 10)]
+
+
+async def test_the_web_process_accounts_for_its_answers_too(finder, dsn):
+    """With a reader's rights: it adds what its answer cost, and may do nothing else to the ledger."""
+    async with open_reader_pool(dsn, size=2) as pool:
+        answer, _ = await ask_model(replace(finder, pool=pool), "Killed [1].")
+        assert answer.kind == "model"
+        for statement in (
+            "INSERT INTO run (kind) VALUES ('ask')",
+            "UPDATE engine_usage SET requests = 0",
+            "SELECT account_answer('m', 'ok', -1, 0, 0, 0, 0, 0::real)",
+        ):
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.CheckViolation)):
+                async with pool.connection() as connection:
+                    await connection.execute(statement)
+    async with finder.pool.connection() as connection:
+        [used] = [each for each in await used_today(connection) if each.purpose == "answer"]
+        [kept] = [each for each in await read_usage(connection) if each.purpose == "answer"]
+        runs = await (await connection.execute("SELECT counts->>'llm_requests' FROM run WHERE kind = 'ask'")).fetchall()
+    assert (used.calls, used.requests, used.prompt_tokens, used.completion_tokens) == (1, 1, 10, 5)
+    assert (kept.calls, kept.requests, kept.prompt_tokens, kept.completion_tokens) == (1, 1, 10, 5)
+    assert runs == [("1",)]
+
+
+async def test_the_days_budget_holds_for_answers_and_a_pause_does_not(finder):
+    limited = replace(finder, settings=finder.settings.model_copy(update={"budget_requests": 1, "budget_tokens": 10_000_000}))
+    await pause(finder.pool, "an upgrade")
+    async with finder.pool.connection() as connection:
+        await connection.execute("UPDATE engine_call SET intended_at = intended_at - interval '1 day'")  # the fixture's own
+    assert (await ask_model(limited, "Killed [1]."))[0].kind == "model"
+    with pytest.raises(BudgetSpent, match=r"today's budget is spent \(1 of 1 requests\).*STARSEARCH_BUDGET_REQUESTS"):
+        await ask_model(limited, "Killed [1].")
 
 
 async def test_without_a_chat_model_the_nearest_sentences_are_quoted(finder, engines):

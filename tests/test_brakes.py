@@ -5,6 +5,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -18,10 +19,12 @@ from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.storage import Store
 from starsearch.store.pauses import pause, resume, used_today
 from starsearch.store.runs import start_run
+from tests.processes import free_port, running
 from tests.stub_engine import StubEngine, failure
 from tests.test_pipeline import engines_of, rows
 
 ITEMS = 200
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +222,37 @@ async def test_the_answer_is_not_asked_of_the_database_each_time(stored, monkeyp
     await held.check()
     await pause(stored.pool, "later")
     await held.check()
+
+
+async def test_processes_stop_for_a_pause_and_others_finish_their_work(environment, store, row, jsonl):
+    """Real ones, that look as seldom as they do by default; `make bench BENCH=pause` has the times."""
+    path = jsonl(*(row(n, body=f"Report number {n} is about subject {n * 7919}.") for n in range(1, ITEMS + 1)))
+    port = free_port()
+    engine = subprocess.Popen([sys.executable, "-m", "benchmarks.instant_engine", str(port), "0.5", "titles"], cwd=ROOT)
+    with running(engine, f"http://127.0.0.1:{port}/requests"):
+        address = f"http://127.0.0.1:{port}/v1"
+        environment |= {"STARSEARCH_LLM_BASE_URL": address, "STARSEARCH_EMBEDDING_BASE_URL": address, "STARSEARCH_CONCURRENCY": "2"}
+        assert run_command(environment, "ingest", str(path), "--no-digest").returncode == 0
+        command = [sys.executable, "-m", "starsearch.cli", "digest"]
+        digesting = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+        while await rows(store, "SELECT count(*) >= 20 FROM summary") == [(False,)]:
+            assert [process.poll() for process in digesting] == [None, None]
+            await asyncio.sleep(0.1)
+        assert run_command(environment, "pause", "a fire").returncode == 0
+        told = [process.communicate(timeout=120)[1].decode() for process in digesting]
+        assert [process.returncode for process in digesting] == [3, 3]
+        assert all("(a fire): `starsearch resume`" in each for each in told)
+        left = await read_status(store.pool)
+        assert left.embedded + left.pending == ITEMS
+        assert left.pending > 0
+        assert left.usage["unsettled_calls"] == 0
+        assert await rows(store, "SELECT 1 FROM due WHERE lease_token IS NOT NULL OR attempts > 0") == []
+        [(made,)] = await rows(store, "SELECT count(*) FROM summary")
+        assert made < ITEMS
+        assert run_command(environment, "resume").returncode == 0
+        counts = json.loads(run_command(environment | {"STARSEARCH_CONCURRENCY": "32"}, "digest", "--json").stdout)
+        assert counts["llm_requests"] == ITEMS - made
+    assert (await read_status(store.pool)).complete
 
 
 def test_a_paused_crawl_asks_github_nothing(environment, standin, world):

@@ -58,6 +58,25 @@ async def settle(connection: AsyncConnection, calls: Sequence[Call]) -> None:
     )
 
 
+async def account_answer(pool: Pool, call: Call) -> None:
+    """For a role that may write nothing else: an answer that is over, with a run of its own, into the ledger."""
+    spent = call.spent
+    async with pool.connection() as connection:
+        await connection.execute(
+            "SELECT account_answer(%s, %s, %s::integer, %s::integer, %s::integer, %s::integer, %s::integer, %s::real)",
+            [
+                call.model,
+                call.outcome,
+                spent.requests,
+                spent.unanswered,
+                spent.prompt_tokens,
+                spent.cached_tokens,
+                spent.completion_tokens,
+                spent.seconds,
+            ],
+        )
+
+
 async def forget_items(connection: AsyncConnection, ids: Sequence[int]) -> None:
     """What these items cost stays in the ledger; that it was theirs does not."""
     await connection.execute(

@@ -4,7 +4,9 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO {writer}, {reader};
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO {writer}, {reader};
 GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {writer};
-GRANT INSERT ON feedback TO {reader};  -- people's thumbs, the one thing the web process stores
+GRANT INSERT ON feedback TO {reader};  -- people's thumbs
+REVOKE ALL ON FUNCTION account_answer FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION account_answer TO {writer}, {reader};  -- what answers cost, which the web process adds to the ledger
 ALTER ROLE {reader} LOGIN;  -- migration 0011 may have made it without
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {writer};
 -- What keeps the schema and the versions right is the owner's.

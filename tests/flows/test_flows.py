@@ -175,6 +175,36 @@ async def test_the_flows_around_the_crawl_do_their_work_and_say_what_github_char
         assert {"GitHub: splits", "GitHub: waits", "GitHub: waited seconds"} <= set(told)
 
 
+async def test_a_backfill_lets_the_engines_catch_up_and_goes_on(environment, row, jsonl, monkeypatch):
+    from flows.backfill import backfill
+    from starsearch import brakes
+    from starsearch.errors import Backlog
+    from tests.standin.server import StandIn
+    from tests.standin.world import World
+
+    monkeypatch.setattr(brakes, "LOOK_SECONDS", 0.0)
+    world = World()
+    repository = world.add_repository("quillcap/marlframe")
+    for number in range(60):
+        world.add_item(repository, "issue", body=f"Column {number} is doubled.", created_at="2025-12-01", updated_at="2026-01-02")
+    with StandIn(world) as standin:
+        settings = {"GITHUB_GRAPHQL_URL": standin.graphql_url, "GITHUB_REST_URL": standin.url, "GITHUB_TOKENS": "token-a"}
+        for name, value in (settings | {"GITHUB_BATCH": "10", "MOST_DUE": "15"}).items():
+            monkeypatch.setenv(f"STARSEARCH_{name}", value)
+        path = jsonl(row(1, repo="quillcap/oat", url="https://github.com/quillcap/oat/issues/1"))  # so that there is a version
+        command = [sys.executable, "-m", "starsearch.cli", "ingest", str(path)]
+        await asyncio.to_thread(subprocess.run, command, env=os.environ, check=True, capture_output=True, timeout=120)
+        with pytest.raises(Backlog):
+            await backfill("2026-01-01", repositories=["quillcap/marlframe"], stages="store only")
+        stopped = standin.counters.all_requests
+        done = await backfill("2026-01-01", repositories=["quillcap/marlframe"])
+        asked = standin.counters.all_requests - stopped
+        assert standin.counters.fetched_twice == {}
+    assert (done["embedded"], done["dead_letters"]) == (60, 0)
+    newest = max((each for each in await artifacts() if each.key == "backfill-counts"), key=lambda each: each.created)
+    assert {"count": "GitHub: requests", "value": asked} in json.loads(newest.data)
+
+
 async def test_the_backfill_form_prices_refuses_stores_and_explains(environment, monkeypatch):
     from prefect.exceptions import ParameterTypeError
 

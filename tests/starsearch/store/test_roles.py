@@ -8,10 +8,13 @@ from psycopg.conninfo import make_conninfo
 from starsearch.audit import read_status
 from starsearch.errors import DatabaseUnsuitable, PreconditionMissing
 from starsearch.jsonl import read_items
+from starsearch.models import Spending
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.storage import Store
 from starsearch.store.database import connect, open_database
+from starsearch.store.ledger import Call, account_answer
 from starsearch.store.migrate import migrate
+from starsearch.store.pauses import used_today
 from starsearch.store.purges import Target, purge
 from starsearch.store.roles import ROLES, set_up_roles
 from starsearch.store.search import search
@@ -61,6 +64,7 @@ async def test_a_reader_who_would_write_is_told_which_role_may(roles, row, jsonl
         "DELETE FROM item",
         "UPDATE summary SET text = 'x'",
         "INSERT INTO purge (author) VALUES ('x')",
+        "INSERT INTO engine_call (purpose, model, lease_token, items) VALUES ('answer', 'x', 0, 0)",
         "TRUNCATE digest CASCADE",
         "CREATE TABLE mine (a int)",
         "DROP TABLE item CASCADE",
@@ -74,6 +78,13 @@ async def test_what_the_reader_may_not_do(roles, statement):
     async with await connect(roles["reader"]) as connection:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             await connection.execute(statement)
+
+
+async def test_the_reader_adds_what_its_answers_cost(store, roles):
+    async with open_database(roles["reader"]) as pool:
+        await account_answer(pool, Call("answer", "stub", [], outcome="ok", spent=Spending(requests=1, prompt_tokens=10)))
+    async with store.pool.connection() as connection:
+        assert [each.prompt_tokens for each in await used_today(connection) if each.purpose == "answer"] == [10]
 
 
 async def test_the_readers_statements_end_after_five_seconds(roles):
