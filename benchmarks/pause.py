@@ -26,7 +26,7 @@ from starsearch.storage import open_store
 from tests.standin.server import StandIn
 from tests.standin.world import World
 
-ITEMS, REPOSITORIES, ITEMS_EACH = 1_000, 200, 5
+ITEMS, REPOSITORIES, ITEMS_EACH = 400, 100, 3
 ENGINE_SECONDS, GITHUB_SECONDS = 1.0, 0.5
 PATIENCE_SECONDS = 120.0
 COMMAND = [sys.executable, "-m", "starsearch.cli"]
@@ -63,7 +63,7 @@ def pause_and_resume() -> list[Figure]:
                 *(_start(environment | {"STARSEARCH_CONCURRENCY": "8"}, "digest") for _ in range(2)),
                 _start(environment, "crawl", "--no-digest"),
             ]
-            _until(dsn, SUMMARIES, 200)
+            _until(dsn, SUMMARIES, 60)
             _run(environment, "pause", "measured")
             ended = [process.wait(PATIENCE_SECONDS) for process in working]
             gone = time.time()
@@ -73,7 +73,7 @@ def pause_and_resume() -> list[Figure]:
         halted = json.loads(_run(environment, "status", "--json"))
         standin.faults.clear()
         _run(environment, "resume")
-        _run(environment, "crawl")
+        _run(environment | {"STARSEARCH_GITHUB_BATCH": "50", "STARSEARCH_CONCURRENCY": "64"}, "crawl")
         status = json.loads(_run(environment, "status", "--json"))
         asked = json.load(urllib.request.urlopen(f"{_engine(settings)}/requests", timeout=30))["chat"]
         twice = asked - ask(dsn, SUMMARIES)

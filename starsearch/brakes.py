@@ -102,8 +102,12 @@ class Brakes:
             looked, found = self._found.get(key, (-LOOK_SECONDS, None))
             if time.monotonic() - looked >= LOOK_SECONDS:
                 looked = time.monotonic()
-                async with self._pool.connection() as connection:
-                    found = await look(connection)
+                try:
+                    async with self._pool.connection() as connection:
+                        found = await look(connection)
+                except BaseException:
+                    self._found[key] = time.monotonic(), found  # whoever comes next does not wait for a silent database at once again
+                    raise
                 self._found[key] = looked, found
         if found:
             raise type(found)(*found.args)

@@ -5,6 +5,7 @@ kill it anywhere and run it again.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,11 +13,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+import psycopg
+
 from starsearch.collecting import rare_collections
 from starsearch.cost import total_cost
 from starsearch.engines import Engines
 from starsearch.errors import (
     Braked,
+    DatabaseUnavailable,
     DigestFailed,
     EngineFailing,
     EngineUnavailable,
@@ -248,12 +252,13 @@ class _Digester:
             log.warning("index version %s is not kept up to date now: %s", self.version.short, error)
         return True
 
-    async def check(self) -> None:
-        """Before a batch is begun, and before each request."""
-        await self.store.brakes.check(self.run.id)
+    async def check_request(self) -> None:
+        """A database that does not answer now is left to the transaction that stores the batch, whose caller knows what to do."""
+        with contextlib.suppress(psycopg.Error, DatabaseUnavailable):
+            await self.store.brakes.check(self.run.id)
 
     async def _claim(self) -> Batch | None:
-        await self.check()
+        await self.store.brakes.check(self.run.id)
         size = min(BATCH, self.allowance.items) if self.allowance else BATCH
         if not size:
             return None
@@ -332,7 +337,7 @@ class _Digester:
         self, item: DueItem, prompt: Prompt | None, call: Call, keeper: Keeper
     ) -> Summary | DigestFailed | EngineUnavailable | Braked:
         async with self.slots:
-            with about(repository=item.repository, item=item.number), counting(self.check) as call.spent:
+            with about(repository=item.repository, item=item.number), counting(self.check_request) as call.spent:
                 try:
                     summary = await summarize(self.engines.llm, item, prompt or self._prompt(item))
                 except Braked as error:
@@ -354,7 +359,7 @@ class _Digester:
             return [], []
         texts = [embedded_text(item.title, summary.text) for item, summary in pairs]
         unique = list(dict.fromkeys(texts))
-        with counting(self.check) as call.spent:
+        with counting(self.check_request) as call.spent:
             vectors, _ = await embed_each(self.engines.embedding, unique, dimensions=self.engines.dimensions)
         by_text = dict(zip(unique, vectors, strict=True))
         call.outcome = next((vector.reason for vector in vectors if isinstance(vector, DigestFailed)), "ok")

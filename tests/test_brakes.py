@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from starsearch import brakes
@@ -95,6 +97,19 @@ async def test_a_request_that_is_tried_again_is_stopped_too(stored):
             await digest(stored, engines, run)
         await soon
     assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL OR attempts > 0") == []
+
+
+async def test_a_database_that_is_away_for_a_moment_costs_no_item_an_attempt(stored, monkeypatch):
+    looks = itertools.count(1)
+
+    async def away(_connection):
+        if 5 <= next(looks) <= 20:  # requests of the first batch
+            raise psycopg.OperationalError("the database system is starting up")
+
+    monkeypatch.setattr(stored.brakes, "_pause", away)
+    stub = StubEngine()
+    assert (await digest_all(stored, stub)).embedded == ITEMS
+    assert len(stub.asked) == stub.asked.total() == ITEMS
 
 
 @pytest.mark.parametrize(
