@@ -53,16 +53,16 @@ def pause_and_resume() -> list[Figure]:
             "STARSEARCH_GITHUB_GRAPHQL_URL": standin.graphql_url,
             "STARSEARCH_GITHUB_REST_URL": standin.url,
             "STARSEARCH_GITHUB_TOKENS": "token-a",
-            "STARSEARCH_GITHUB_BATCH": "5",
+            "STARSEARCH_GITHUB_BATCH": "2",
             "STARSEARCH_SINCE": "2010-01-01",
         }
         _prepare(settings, environment, [(repository.full_name, repository.stars) for repository in repositories])
         standin.faults.add("slow", seconds=GITHUB_SECONDS, times=None)
         with _watched(standin) as github:
-            working = [
-                *(_start(environment | {"STARSEARCH_CONCURRENCY": "8"}, "digest") for _ in range(2)),
-                _start(environment, "crawl", "--no-digest"),
-            ]
+            working = [_start(environment, "crawl", "--no-digest")]
+            while standin.counters.all_requests < 10 and working[0].poll() is None:
+                time.sleep(0.1)
+            working += [_start(environment | {"STARSEARCH_CONCURRENCY": "8"}, "digest") for _ in range(2)]
             _until(dsn, SUMMARIES, 60)
             _run(environment, "pause", "measured")
             ended = [process.wait(PATIENCE_SECONDS) for process in working]
