@@ -3,18 +3,22 @@
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from starsearch.store import digests, items, leases, turns
+from starsearch import activation, crawling, cycle, fetching
+from starsearch.store import digests, items, leases, repository_leases, sweeps, turns, versions
+from tests.machines.crawls import Crawls
 from tests.machines.leases import Leases
 from tests.machines.place import Place, drive
+from tests.machines.versions import StandIns, Versions
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
-MANY = 25
+MANY = 25  # examples of a machine, of the most that a broken one gets; a crawl costs more than a lease
 SEARCH = settings(
-    max_examples=EXAMPLES * MANY // 150 or 1,
+    max_examples=max(1, EXAMPLES * MANY // 150),
     stateful_step_count=25,
     deadline=None,
     database=None,
@@ -22,6 +26,7 @@ SEARCH = settings(
     derandomize="FUZZ_EXAMPLES" not in os.environ,
     print_blob=True,
 )
+FEWER = settings(SEARCH, max_examples=max(1, EXAMPLES // 15))  # where a step is a crawl, or an index
 
 
 @pytest.fixture
@@ -36,8 +41,28 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(turns, "POSTPONED", timedelta(0))
 
 
+@pytest.fixture
+def small_pages(monkeypatch, no_naps):
+    monkeypatch.setattr(crawling, "Cycle", partial(cycle.Cycle, newest=2))
+    monkeypatch.setattr(cycle, "PAGE_SIZES", (2, 1))
+
+
+@pytest.fixture
+def no_engines(monkeypatch):
+    for name in ("open_version", "digest_lanes", "drain", "choose_questions", "measure"):
+        monkeypatch.setattr(activation, name, getattr(StandIns, name))
+
+
 def test_leases(place):
     drive(Leases, place, SEARCH)
+
+
+def test_crawls(place, small_pages):
+    drive(Crawls, place, FEWER)
+
+
+def test_versions(place, no_engines):
+    drive(Versions, place, FEWER)
 
 
 # each machine finds what would break the promise it is about
@@ -71,6 +96,77 @@ BROKEN_LEASES = [
 def test_broken_leases_are_found(place, monkeypatch, module, name, broken):
     monkeypatch.setattr(module, name, broken)
     finds(Leases, place)
+
+
+async def everybodys_leases(pool):
+    async with pool.connection() as connection:
+        return (await connection.execute("UPDATE repository SET lease_token = NULL WHERE lease_token IS NOT NULL")).rowcount
+
+
+async def end_anybodys(connection, repositories, *, at):
+    ids = [each.id for each in repositories]
+    await connection.execute("UPDATE repository SET lease_token = NULL, released_at = now() WHERE id = ANY (%s)", [ids])
+    return len(ids)
+
+
+async def advance_to_the_end(self, connection, marks):
+    reached = [sweeps.Reached(mark.repository.id, mark.kind, mark.high_water, self._github.now) for mark in marks]
+    await sweeps.advance(connection, reached)
+
+
+async def no_failure(connection, host, failures):
+    return {failure.node_id for failure in failures}
+
+
+BROKEN_CRAWLS = [
+    (cycle.Mark, "done_without", lambda mark, nodes: mark.listed),  # before the text of its items is stored
+    (cycle.Cycle, "_advance", advance_to_the_end),  # to when the list was read, not to when reading began
+    (fetching, "record_failures", no_failure),  # a fetch that failed, taken for one that is over
+    (repository_leases, "release_dead_sweeps", everybodys_leases),
+    (repository_leases, "end_leases", end_anybodys),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "broken"), BROKEN_CRAWLS)
+def test_broken_crawls_are_found(place, small_pages, monkeypatch, module, name, broken):
+    monkeypatch.setattr(module, name, broken)
+    finds(Crawls, place)
+
+
+async def nothing_lags(pool, version, serving):
+    return 0, 0
+
+
+async def only_retired(pool, version):
+    async with pool.connection() as connection:
+        await connection.execute("UPDATE index_version SET status = 'retired' WHERE id = %s", [version.id])
+
+
+async def both_serve_in_turn(connection, version, serving, gate):
+    """As if the swap were two transactions, and the second one failed."""
+    await connection.execute("UPDATE index_version SET status = 'shadow' WHERE id = %s", [serving.id])
+
+
+async def due_where_it_serves(connection, ids, priority):
+    await connection.execute(
+        "INSERT INTO due (version_id, item_id) SELECT v.id, i FROM index_version v, unnest(%s::bigint[]) AS i WHERE status = 'active' "
+        "ON CONFLICT DO NOTHING",
+        [ids],
+    )
+
+
+BROKEN_VERSIONS = [
+    (activation, "lagging", nothing_lags),  # the swap does not wait for what came while the gate measured
+    (activation, "swap", both_serve_in_turn),
+    (items, "_make_due", due_where_it_serves),  # so that whoever rolls back finds old texts
+    (versions, "drop_version", only_retired),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "broken"), BROKEN_VERSIONS)
+def test_broken_versions_are_found(place, no_engines, monkeypatch, module, name, broken):
+    monkeypatch.setattr(module, name, broken)
+    finds(Versions, place)
 
 
 def finds(machine, place):

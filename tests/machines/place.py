@@ -89,6 +89,14 @@ class Place:
                 [int(GIVE_UP_SECONDS * 1_000), worker],
             )
 
+    async def kill_others(self) -> None:
+        """Every session but those that stay idle in our own pool: that one is opened anew."""
+        async with self.store.pool.connection() as connection:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+                [int(GIVE_UP_SECONDS * 1_000)],
+            )
+
     def check_counts(self) -> None:
         """Kept counts say what counting every item says, whatever has been folded."""
         self.run(self._check_counts())
