@@ -77,7 +77,7 @@ def read_prices(path: Path | None = None) -> Prices:
     try:
         own = tomllib.loads(path.read_text("utf-8")) if path else {}
         return Prices.model_validate({**own, **{kind: {**table[kind], **own.get(kind, {})} for kind in ("models", "engines")}})
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         details = error.errors(include_url=False) if isinstance(error, ValidationError) else []
         reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in details) or str(error)
         raise PreconditionMissing(f"STARSEARCH_PRICES: {path} is no price table ({reasons}): see starsearch/prices.toml") from error

@@ -20,18 +20,25 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """JSON Lines of {question, url, also_ok?}; raises StarsearchError naming the bad line."""
+    """JSON Lines of {question, url, also_ok?: [url]}; raises StarsearchError naming the bad line."""
     questions = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-                questions.append(Question(row["question"], frozenset([row["url"], *(row.get("also_ok") or [])])))
-            except (ValueError, KeyError, TypeError) as error:
+                questions.append(_question(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise StarsearchError(f"{path.name}:{number}: expected an object with question and url: {error!r}") from error
     if not questions:
         raise StarsearchError(f"{path.name} holds no questions")
     return questions
+
+
+def _question(row: dict[str, Any]) -> Question:
+    also_ok = row.get("also_ok") or []
+    texts = [row["question"], row["url"], *also_ok]
+    if not isinstance(also_ok, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("question and url are texts, also_ok is a list of them")
+    return Question(texts[0], frozenset(texts[1:]))
 
 
 async def evaluate(

@@ -97,7 +97,7 @@ class AppInstallation:
             token, expires_at = answer["token"], datetime.fromisoformat(answer["expires_at"])
             if not HEADER_TEXT.fullmatch(token):
                 raise ValueError("not a token")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AnswerUnusable(f"{self.rest_url} answered the request for a token with something else: is there a proxy?") from error
         return token, expires_at.replace(tzinfo=expires_at.tzinfo or UTC)
 

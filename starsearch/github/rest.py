@@ -169,7 +169,7 @@ def _rows(response: httpx2.Response) -> list[Any]:
     """The page's rows. A login page or an object is not an empty page: the checkpoint must not move."""
     try:
         rows = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         rows = None
     if not isinstance(rows, list):
         raise StarsearchError(f"{response.url.path} did not answer with a list of issues: check STARSEARCH_GITHUB_REST_URL")

@@ -44,7 +44,7 @@ async def answer(engine: Engine, question: str, hits: Sequence[Hit], say: Say) -
             checking.read(text)
     except openai.OpenAIError as error:
         raise translate(error) from error
-    except (AttributeError, IndexError, TypeError, ValueError) as error:  # a 200 may hold anything, even a proxy's page
+    except (AttributeError, IndexError, TypeError, ValueError, RecursionError) as error:  # a 200 may hold anything, even a proxy's page
         raise DigestFailed("unreadable answer", repr(error)[:300]) from error
     return checking.finish()
 

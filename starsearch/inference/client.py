@@ -213,7 +213,7 @@ async def preflight(client: Client, wanted: str | None, *, purpose: str) -> Engi
 
 
 async def complete(engine: Engine, messages: Sequence[Mapping[str, str]], **options: Any) -> ChatCompletion:
-    """One chat request. Raises openai.OpenAIError; AttributeError, TypeError or ValueError where a 200 holds no answer.
+    """One chat request. Raises openai.OpenAIError; AttributeError, TypeError, ValueError or RecursionError where a 200 holds no answer.
 
     As client.chat.completions.create, for two thirds of its CPU: that copies every message and builds its answer field by field.
     """
@@ -315,7 +315,7 @@ async def _models(client: Client, address: Address, purpose: str) -> dict[str, E
             unavailable = EngineUnavailable(
                 f"no engine answers at {base_url}: start it, or correct STARSEARCH_{purpose}_BASE_URL (unset: the embedded engine)"
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return EngineUnavailable(
                 f"{base_url}/models did not answer with a list of models: STARSEARCH_{purpose}_BASE_URL usually ends in /v1"
             )
@@ -341,7 +341,7 @@ async def _context(client: Client, address: Address, entry: Entry, dialect: Dial
         try:
             answer = await client.endpoints.ask(address, dialect.context_page.format(model=entry["id"]), client.auth_headers)
             found = dialects.field(answer.json(), dialect.context_page_field) if answer.status_code == 200 else None
-        except (httpx2.TransportError, ValueError):
+        except (httpx2.TransportError, httpx2.InvalidURL, ValueError, RecursionError):  # a name may be no part of an address
             found = None
     if not isinstance(found, int):
         found = dialects.field(entry, dialect.context_field) if dialect.context_field else None

@@ -130,7 +130,7 @@ async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None) -> 
         vectors = np.stack([_decode(row.embedding) for row in rows])
     except openai.OpenAIError as error:
         raise translate(error) from error
-    except (AttributeError, TypeError, ValueError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page
         raise DigestFailed("unreadable answer", f"vectors: {error}"[:300], engine=True) from error
     if vectors.ndim != 2:
         raise DigestFailed("unreadable answer", f"vectors of shape {vectors.shape}", engine=True)

@@ -302,7 +302,7 @@ class Endpoints(httpx2.AsyncBaseTransport):
             return
         try:
             waiting = float(json.loads(report.removeprefix("JSON "))["named_metrics"]["num_requests_waiting"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return
         self._balancer.queued(endpoint, waiting)
 
@@ -394,5 +394,5 @@ def out_of_credit(answer: httpx2.Response) -> bool:
     try:
         error = json.loads(answer.content)["error"]
         return OUT_OF_CREDIT in {error.get("code"), error.get("type")}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

@@ -69,7 +69,7 @@ async def _answer(engine: Engine, item: DueItem, prompt: Prompt, cost: list[int]
                 raise DigestFailed("HTTP 400", str(error.message)[:300], permanent=True) from error
         except openai.OpenAIError as error:
             raise translate(error) from error
-        except (AttributeError, TypeError, ValueError) as error:  # the SDK hands on whatever a 200 holds, even a proxy's page
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:  # a 200 may hold anything, even a proxy's page
             raise DigestFailed("unreadable answer", repr(error)[:300], engine=True) from error
     raise AssertionError("unreachable: the last shrink returns or raises")
 
