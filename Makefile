@@ -22,7 +22,7 @@ lint: .venv/dev           ## formatting, lint, types, who imports whom, no secre
 	$(RUN)/lint-imports --no-cache
 	@git ls-files -z | xargs -0 $(RUN)/detect-secrets-hook $(SECRETS)
 
-fuzz: .venv/dev           ## every parser of foreign bytes for SECONDS of CPU time each, with cases that were not tried before; PARSER= for some
+fuzz: .venv/dev           ## every parser of foreign bytes and every state machine for SECONDS of CPU time each, with cases that were not tried before; PARSER= for some
 	@$(RUN)/python -m tests.fuzz $(or $(SECONDS),600) $(PARSER)
 
 audit: $(UV)              ## every pinned dependency against the list of known vulnerabilities; asks osv.dev

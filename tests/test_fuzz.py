@@ -1,7 +1,8 @@
 """Made-up foreign bytes at every parser of them: whatever comes, it is read, or refused in one of our own errors; never anything else.
 What is read as an item goes on into a real PostgreSQL.
 
-By default the same 150 cases each; `make fuzz` searches longer, elsewhere each time.
+By default the same 150 cases each; `make fuzz` searches longer, elsewhere each time. No fuzzer guided by coverage is used: atheris, which
+would do it, was not to be had offline, and was not tried.
 """
 
 import contextlib
@@ -18,20 +19,24 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from starsearch.cost import read_prices, total_cost
 from starsearch.embedded.minilm import DIMENSIONS
 from starsearch.errors import DigestFailed, EngineUnavailable, PreconditionMissing, QueryUnusable, Rejected, StarsearchError
+from starsearch.evaluate import read_questions
 from starsearch.explain import parse_address
+from starsearch.github.client import open_github
+from starsearch.github.credentials import Credential, Token
 from starsearch.github.nodes import read_facts, read_item, read_page
 from starsearch.github.rest import _parse_page
 from starsearch.inference import gate
-from starsearch.inference.answer import checked
-from starsearch.inference.client import open_client, preflight
+from starsearch.inference.answer import answer, checked
+from starsearch.inference.client import check_context, open_client, preflight
 from starsearch.inference.embed import embed_each
 from starsearch.inference.prompts import PROMPT_VERSION, instructions, prompt_for
 from starsearch.inference.summarize import summarize
 from starsearch.jsonl import read_chunks
 from starsearch.lists import read_list
-from starsearch.models import Checkpoint, Chunk, DueItem, Item, clean, parse_item
+from starsearch.models import Checkpoint, Chunk, DueItem, Hit, Item, Usage, clean, parse_item
 from starsearch.settings import Settings
 from starsearch.store.items import store_chunk
 from starsearch.store.runs import start_run
@@ -70,12 +75,47 @@ NODE = {
     "createdAt": "2026-01-01T00:00:00Z", "updatedAt": "2026-01-02T00:00:00Z", "closedAt": None,
 }  # fmt: skip
 FACTS = {"id": "R_1", "nameWithOwner": "a/b", "databaseId": 7, "isArchived": False, "stargazerCount": 3}
+QUESTION = {"question": "Why is the sum doubled?", "url": "https://github.com/a/b/issues/1", "also_ok": ["https://github.com/a/b/issues/2"]}
+PRICES = {
+    "models": {"small": {"source": "s", "date": "2026-01-01", "prompt": 0.1, "cached": 0.05, "completion": 0.4},
+               "own": {"source": "s", "date": "2026-01-01", "engine": "card", "engines": 2}},
+    "engines": {"card": {"source": "s", "date": "2026-01-01", "usd_per_hour": 2.5, "tokens_per_second": 1000.0}},
+}  # fmt: skip
+ENVELOPE = {
+    "data": {"rateLimit": {"cost": 1, "remaining": 4_999}, "nodes": [None, {"id": "I_1"}]},
+    "errors": [{"type": "NOT_FOUND", "path": ["nodes", 0], "message": "Could not resolve to a node"}],
+    "message": "Bad credentials",
+}
+LIMITS = ["retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "date", "content-type"]
+header = st.text(string.printable.strip(), max_size=20)
+MODEL = {"id": "stub", "object": "model", "owned_by": "vllm", "max_model_len": 8_192, "root": "/models/stub", "meta": {"n_ctx": 4_096}}
+MODELS = {"object": "list", "data": [MODEL]}
 PAGE = {
     "issues": {
         "nodes": [{"id": "I_1", "number": 1, "updatedAt": "2026-01-02T00:00:00Z"}],
         "pageInfo": {"endCursor": None, "hasNextPage": False},
     }
 }
+
+
+def encoded(value):
+    return value.encode("utf-8", "replace")
+
+
+def lines_of(rows):
+    return b"\n".join(encoded(json.dumps(row)) for row in rows)
+
+
+def toml(value):
+    """Inline; JSON's strings and lists are TOML's, so what cannot be written is a bad table, which is as well."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)
+
+
+def bodies(whole):
+    """Of an answer over HTTP."""
+    return st.binary(max_size=200) | (values | damaged(whole)).map(lambda value: encoded(json.dumps(value)))
 
 
 def damaged(whole):
@@ -282,6 +322,7 @@ async def engine_answering(response):
     body=st.binary(max_size=200) | (values | damaged(ANSWER)).map(lambda value: json.dumps(value).encode("utf-8", "replace")),
     status=st.sampled_from([200, 200, 200, 400, 422, 500, 302]),
 )
+@example(body=b"[" * 100_000, status=200)
 async def test_a_chat_engines_answer_is_a_summary_or_counted(body, status):
     async for engine in engine_answering(
         lambda: httpx2.Response(status, content=body, headers={"content-type": "application/json", "retry-after-ms": "1"})
@@ -299,6 +340,7 @@ VECTORS = {"object": "list", "model": "stub", "data": [{"object": "embedding", "
 
 @settings(FUZZ, max_examples=max(1, EXAMPLES // 5))  # a bad answer is asked again, halved
 @given(body=st.binary(max_size=200) | (values | damaged(VECTORS)).map(lambda value: json.dumps(value).encode("utf-8", "replace")))
+@example(body=b"[" * 100_000)
 async def test_an_embedding_engines_answer_is_vectors_or_counted(body):
     async for engine in engine_answering(lambda: httpx2.Response(200, content=body, headers={"content-type": "application/json"})):
         try:
@@ -350,6 +392,121 @@ def test_a_question_is_cleaned_or_refused(query):
 def test_a_forged_cursor_is_refused(cursor):
     with pytest.raises(BadCursor):
         unpack(b"key", "question", cursor)
+
+
+@FUZZ
+@given(
+    content=st.binary(max_size=200) | st.lists(values | damaged(QUESTION), max_size=3).map(lines_of), deep=st.sampled_from([0, 0, 100_000])
+)
+@example(content=b"\xff", deep=0)
+@example(content=json.dumps(QUESTION | {"question": 5}).encode(), deep=0)
+@example(content=json.dumps(QUESTION | {"also_ok": "https://github.com/a/b/issues/2"}).encode(), deep=0)
+def test_a_file_of_questions_is_read_or_refused(tmp_path_factory, content, deep):
+    path = tmp_path_factory.getbasetemp() / "questions.jsonl"
+    path.write_bytes(content + b"[" * deep)
+    try:
+        for question in read_questions(path):
+            assert isinstance(question.text, str)
+            assert all(isinstance(url, str) for url in question.right)
+    except StarsearchError as error:
+        assert str(error)
+
+
+@FUZZ
+@given(
+    content=st.binary(max_size=200) | st.text(max_size=200).map(encoded) | damaged(PRICES).map(toml).map(encoded),
+    deep=st.sampled_from([0, 0, 10_000]),
+)
+def test_a_price_table_is_read_or_refused(tmp_path_factory, content, deep):
+    path = tmp_path_factory.getbasetemp() / "prices.toml"
+    path.write_bytes(content + b"\ndeep = " * bool(deep) + b"[" * deep)
+    try:
+        prices = read_prices(path)
+    except PreconditionMissing as error:
+        assert str(error)
+    else:
+        total_cost([Usage("summary", name, 1, 0, 1, 1, 0, 10, 2, 5, 1.0, 1.0) for name in prices.models], prices)
+
+
+@FUZZ
+@given(
+    body=bodies(ENVELOPE) | st.just(b"[" * 100_000),
+    status=st.sampled_from([200, 200, 200, 200, 400, 401, 403, 403, 404, 429, 500, 502, 503, 504]),
+    headers=st.dictionaries(
+        st.sampled_from(LIMITS), st.sampled_from(["0", "-1", "60", "9" * 400, "1_0", "\u0663", "soon", ""]) | header, max_size=5
+    ),
+)
+@example(body=b'{"errors": [{"message": "API rate limit exceeded"}], "data": null}', status=200, headers={"retry-after": "1"})
+async def test_an_answer_of_github_is_read_or_refused(body, status, headers):
+    def answer(_request):
+        return httpx2.Response(status, content=body, headers={name: value.encode() for name, value in headers.items()})
+
+    transport = httpx2.MockTransport(answer)
+    async with open_github("http://stub/graphql", [Credential(Token("token", "t"))], transport=transport) as github:
+        github._patience = 0.0
+        for _ in range(2):  # what a first one said of limits is obeyed by the second
+            try:
+                data, errors = await github.ask_once("ping", {})
+            except StarsearchError as error:
+                str(error).encode("utf-8", "replace")
+            else:
+                assert isinstance(data, dict)
+                assert all(isinstance(error.message, str) for error in errors)
+
+
+@FUZZ
+@given(body=bodies(MODELS), wanted=st.none() | st.just("stub"), page=bodies({"loaded_context_length": 8_192}))
+@example(body=b"[" * 100_000, wanted=None, page=b"")
+@example(body=json.dumps({"data": [MODEL | {"owned_by": "llamacpp"}]}).encode(), wanted=None, page=b"[" * 100_000)
+@example(body=json.dumps({"data": [MODEL | {"id": "a\0b", "owned_by": "organization_owner"}]}).encode(), wanted=None, page=b"")
+async def test_what_an_engine_says_of_its_models_is_read_or_refused(body, wanted, page):
+    def answer(request):
+        return httpx2.Response(200, content=body if request.url.path.endswith("/v1/models") else page)
+
+    async with open_client("http://stub/v1", transport=httpx2.MockTransport(answer), patience_seconds=0.0) as client:
+        try:
+            engine = await preflight(client, wanted, purpose="LLM")
+            check_context(engine)
+        except PreconditionMissing as error:
+            assert str(error)
+
+
+HIT = Hit(
+    id=1, url="https://github.com/a/b/issues/1", repo="a/b", number=1, type="issue", state="open", author="ada", labels=[], title="t",
+    summary="The sum is doubled.", summary_source="model", score=0.5, scores={"vector": 0.5, "text": None}, created_at=None, updated_at=None,
+    closed_at=None,
+)  # fmt: skip
+PIECE = {
+    "id": "c", "object": "chat.completion.chunk", "created": 0, "model": "stub",
+    "choices": [{"index": 0, "delta": {"content": "It is doubled [1]. "}, "finish_reason": None}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+}  # fmt: skip
+events = st.lists(
+    st.binary(max_size=40)
+    | (values | damaged(PIECE)).map(lambda value: b"data: " + encoded(json.dumps(value)) + b"\n\n")
+    | st.sampled_from([b"event: error\n", b"event: surprise\ndata: {}\n\n", b": ping\n\n", b"data: [DONE]\n\n", b"id: \0\n", b"retry: soon\r\r", b"data: " + b"[" * 100_000 + b"\n\n"]),
+    max_size=8,
+).map(b"".join)  # fmt: skip
+
+
+@FUZZ
+@given(stream=events, cut=st.integers(1, 50), broken=st.booleans(), kind=st.sampled_from(["text/event-stream", "application/json", ""]))
+@example(stream=b"data: " + b"[" * 100_000 + b"\n\n", cut=5_000, broken=False, kind="text/event-stream")
+async def test_an_answer_that_streams_cites_its_sources_or_is_none(stream, cut, broken, kind):
+    async def pieces():
+        for at in range(0, len(stream), cut):
+            yield stream[at : at + cut]
+        if broken:
+            raise httpx2.ReadError("closed")
+
+    said = []
+    async for engine in engine_answering(lambda: httpx2.Response(200, headers={"content-type": kind}, content=pieces())):
+        try:
+            reply = await answer(engine, "Why?", [HIT], lambda text, numbers: said.append(text))
+        except (DigestFailed, EngineUnavailable) as error:
+            str(error).encode("utf-8", "replace")
+        else:
+            assert reply is None or (reply[1] == [1] and reply[0] == "".join(said))
 
 
 NAMES = [name for name in Settings.model_fields if name not in {"home"}]
