@@ -29,7 +29,8 @@ SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _numbers = itertools.count()
 
 for _name in [name for name in os.environ if name.startswith("STARSEARCH_") or name in {"OPENAI_API_KEY", "GH_TOKEN", "GITHUB_TOKEN"}]:
-    del os.environ[_name]
+    if _name != "STARSEARCH_TEST_KUBECONFIG":  # meant for them: tests/k8s/cluster.py
+        del os.environ[_name]
 
 
 SLOW = ("tests/flows/", "tests/test_bad_database.py", "tests/test_crawl_command.py", "tests/starsearch/web/test_browser.py")

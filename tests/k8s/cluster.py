@@ -1,12 +1,14 @@
 """A real Kubernetes API for tests: a control plane on this machine, nodes that run pods as processes, and what is applied to them.
 
-The tools lie beside the checkout (../shared/tools/kubernetes); a cluster of one's own will do as well, by KUBECONFIG.
+The tools lie beside the checkout (../shared/tools/kubernetes). Instead of a control plane that is started and thrown away, the current context
+of the file that STARSEARCH_TEST_KUBECONFIG names will do: never what KUBECONFIG names, which is where a person works. It must be empty, for
+what it runs would come to nodes that are this machine; what is put there is removed in the end.
 """
 
-import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -27,16 +29,20 @@ TOOLS = Path(__file__).resolve().parents[3] / "shared" / "tools" / "kubernetes"
 CACHE = Path.home() / ".cache"
 BINARIES = CACHE / "kube-1.20.2" / "bin"
 LIBRARIES = ("libpopt0", "libxxhash0")  # of the rsync that the build unpacks without installing it
+GIVEN = "STARSEARCH_TEST_KUBECONFIG"
+SYSTEM_NAMESPACES = {"default", "kube-system", "kube-public", "kube-node-lease"}
+TOKEN_SECONDS = 86_400
 WAIT_SECONDS = 300.0
 BEAT_SECONDS = 5.0
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here; None: there can."""
+    """Why there can be no cluster here; None: there can. A control plane can be given; what runs pods as processes is a tool all the same."""
     if not shutil.which("kubectl"):
         return "no kubectl here"
-    if not TOOLS.exists():
-        return "no ../shared/tools/kubernetes beside this checkout"
+    wanted = ["process_node.py"] if os.environ.get(GIVEN) else ["build.sh", "cluster.sh", "process_node.py"]
+    if absent := [name for name in wanted if not (TOOLS / name).exists()]:
+        return f"no ../shared/tools/kubernetes/{absent[0]} beside this checkout"
     return None
 
 
@@ -53,11 +59,15 @@ def build() -> None:
     subprocess.run([str(TOOLS / "build.sh")], env=os.environ | {"LD_LIBRARY_PATH": folders}, check=True, capture_output=True, timeout=1_800)
 
 
-class Cluster:
-    """kubectl with one identity, and the files of the control plane."""
+class ClusterInUse(Exception):
+    """What was given is not for tests; nothing was changed there."""
 
-    def __init__(self, kubeconfig: Path, run: Path) -> None:
-        self.kubeconfig, self.run = kubeconfig, run
+
+class Cluster:
+    """kubectl with one identity, and the files of the control plane; `run` is None where it was given, and only its API is at hand."""
+
+    def __init__(self, kubeconfig: Path, run: Path | None) -> None:
+        self.kubeconfig, self.run, self.applied = kubeconfig, run, list[Manifest]()
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         command = ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
@@ -70,29 +80,49 @@ class Cluster:
         return items
 
     def apply(self, manifests: Sequence[Manifest]) -> None:
+        self.applied += manifests
         self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+
+    def remove_applied(self) -> None:
+        """And what came into its namespaces since; its nodes must still be there, for they end the pods."""
+        kept = [each for each in self.applied if not each["metadata"].get("namespace")]
+        if kept:
+            self.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", stdin=yaml.safe_dump_all(kept))
+            wait_for(
+                lambda: not self.foreign_namespaces() & {each["metadata"]["name"] for each in kept}, every=1, what="the namespaces' end"
+            )
+
+    def foreign_namespaces(self) -> set[str]:
+        """Those that Kubernetes does not make by itself."""
+        return set(self.kubectl("get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}").split()) - SYSTEM_NAMESPACES
+
+    def check_empty(self) -> None:
+        """Raises ClusterInUse."""
+        for kind in ("nodes", "pods", "daemonsets", "deployments"):
+            if found := self.kubectl("get", kind, "-A", "-o", "name").split():
+                raise ClusterInUse(
+                    f"{GIVEN} names a cluster that has {found[0]}: tests register nodes that are this machine, so what is there would run here. "
+                    "Give an API server with its controllers and scheduler and nothing else"
+                )
+        if found := sorted(self.foreign_namespaces()):
+            raise ClusterInUse(
+                f"{GIVEN} names a cluster with a namespace {found[0]}: somebody works there. Remove it, or give an empty one"
+            )
 
     def as_service_account(self, namespace: str, name: str, path: Path) -> Path:
         """A kubeconfig that may do what the service account may, and no more."""
         config = yaml.safe_load(self.kubeconfig.read_text())
-        secret = wait_for(
-            lambda: next(
-                (
-                    each
-                    for each in self.get("secrets", namespace)
-                    if each["metadata"].get("annotations", {}).get("kubernetes.io/service-account.name") == name and "token" in each["data"]
-                ),
-                None,
-            )
-        )
-        config["users"][0]["user"] = {"token": base64.b64decode(secret["data"]["token"]).decode()}
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": TOKEN_SECONDS}}
+        path_ = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+        token = json.loads(self.kubectl("create", "--raw", path_, "-f", "-", stdin=json.dumps(asked)))["status"]["token"]
+        config["users"][0]["user"] = {"token": token}
         config["contexts"][0]["context"]["namespace"] = namespace
         path.write_text(yaml.safe_dump(config))
         return path
 
     def audit(self, user: str) -> set[tuple[str, str]]:
         """(verb, resource) of everything a user asked for, discovery apart."""
-        events = (json.loads(line) for line in (self.run / "log" / "audit.jsonl").read_text().splitlines())
+        events = (json.loads(line) for line in (self.files / "log" / "audit.jsonl").read_text().splitlines())
         asked = (event for event in events if event["user"]["username"] == user and "objectRef" in event)
         return {
             (event["verb"], "/".join(filter(None, (event["objectRef"].get("resource"), event["objectRef"].get("subresource")))))
@@ -100,20 +130,29 @@ class Cluster:
         }
 
     @property
-    def api_server(self) -> int:
-        return int((self.run / "pid" / "apiserver").read_text())
+    def files(self) -> Path:
+        """Of the control plane. Skips a test that needs them, where it was given."""
+        if self.run is None:
+            import pytest
 
-    def stop_api_server(self) -> Callable[[], None]:
+            pytest.skip(f"{GIVEN} gives an API and no more: its server is not ours to stop, its audit log not here")
+        return self.run
+
+    @property
+    def api_server(self) -> int:
+        return int((self.files / "pid" / "apiserver").read_text())
+
+    def stop_api_server(self, how: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
         """Returns what starts it again, as it was."""
         pid = self.api_server
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-        os.kill(pid, 15)
+        os.kill(pid, how)
         wait_for(lambda: not _alive(pid))
 
         def again() -> None:
-            with (self.run / "log" / "apiserver-2.log").open("ab") as log:
+            with (self.files / "log" / "apiserver-2.log").open("ab") as log:
                 process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            (self.run / "pid" / "apiserver").write_text(str(process.pid))
+            (self.files / "pid" / "apiserver").write_text(str(process.pid))
             wait_for(lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok")
 
         return again
@@ -121,6 +160,24 @@ class Cluster:
 
 @contextmanager
 def control_plane(folder: Path) -> Iterator[Cluster]:
+    """One that is started and thrown away, or the one that was given, as empty in the end as before."""
+    with given(folder, Path(path)) if (path := os.environ.get(GIVEN)) else _started(folder) as cluster:
+        yield cluster
+
+
+@contextmanager
+def given(folder: Path, kubeconfig: Path) -> Iterator[Cluster]:
+    """Raises ClusterInUse. Whoever applies something calls remove_applied, while there are nodes."""
+    one_context = folder / "given.kubeconfig"
+    one_context.touch(0o600)
+    one_context.write_text(Cluster(kubeconfig, None).kubectl("config", "view", "--minify", "--flatten", "--raw"))
+    cluster = Cluster(one_context, None)
+    cluster.check_empty()
+    yield cluster
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[Cluster]:
     build()
     run = folder / "control-plane"
     ports = {"API_PORT": str(_three_free_ports()), "ETCD_PORT": str(_three_free_ports())}
@@ -155,11 +212,17 @@ def _is_free(port: int) -> bool:
 @contextmanager
 def node(cluster: Cluster, name: str, folder: Path, *, gpus: int = 0, labels: Sequence[str] = ()) -> Iterator[None]:
     """Runs pods as processes of this machine, with this environment's programs."""
-    environment = os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TMPDIR": str(folder),  # for what its pods say
+    }
     command = [sys.executable, str(TOOLS / "process_node.py"), "--name", name, "--gpus", str(gpus)]
     for label in labels:
         command += ["--label", label]
     with (folder / f"{name}.log").open("wb") as log, ExitStack() as stack:
+        if cluster.run is None:
+            stack.callback(_forget_node, cluster, name)  # when its process has ended
 
         def start() -> "subprocess.Popen[bytes]":
             return stack.enter_context(ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
@@ -171,6 +234,11 @@ def node(cluster: Cluster, name: str, folder: Path, *, gpus: int = 0, labels: Se
         stack.callback(ending.set)
         wait_for(lambda: name in cluster.kubectl("get", "nodes", "-o", "name"), what=f"node {name}")
         yield
+
+
+def _forget_node(cluster: Cluster, name: str) -> None:
+    cluster.kubectl("delete", "node", name, "--ignore-not-found")
+    cluster.kubectl("-n", "kube-node-lease", "delete", "lease", name, "--ignore-not-found")
 
 
 def _live(cluster: Cluster, name: str, start: "Callable[[], subprocess.Popen[bytes]]", ending: threading.Event) -> None:

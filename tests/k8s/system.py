@@ -5,12 +5,10 @@ API server refuses loopback addresses as endpoints, so runners are given the eng
 """
 
 import asyncio
-import base64
 import gzip
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,12 +20,23 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import psycopg
 
 from starsearch.embedded import postgres
 from tests.k8s import cluster as kubernetes
 from tests.k8s.cluster import Cluster, ended, wait_for
-from tests.k8s.manifests import CUSTOM_KINDS, Manifest, read, rendered
+from tests.k8s.manifests import Manifest
+from tests.k8s.objects import (
+    NAMESPACE,
+    apply_in_order,
+    apply_secrets,
+    apply_settings,
+    local_overlay,
+    pipeline_settings,
+    pod_processes,
+    told_by,
+)
 from tests.processes import free_port
 from tests.standin.server import StandIn
 from tests.standin.world import World
@@ -35,11 +44,8 @@ from tests.standin.world import World
 ROOT = Path(__file__).resolve().parents[2]
 SHARD = 375
 QUERY_SECONDS = 2  # how often a worker asks for runs here
-NAMESPACE = "starsearch"
 GPU_NODES = ("gpu-2", "gpu-3")  # the engine of node gpu-N is at 127.0.0.N
-NOT_IN_1_20 = {"PodDisruptionBudget"}  # policy/v1 is younger
 WORKER = ("--type", "kubernetes", "--no-create-pool-if-not-found")  # as k8s/base/prefect-worker has it
-PLAYED = {"Deployment", "StatefulSet", "Job"}  # by processes of the tests, or not needed
 
 
 @dataclass
@@ -176,8 +182,7 @@ class System:
     def set(self, **settings: str) -> None:
         """What the next Jobs are told."""
         self.settings |= {f"STARSEARCH_{name}": value for name, value in settings.items()}
-        meta = {"name": "pipeline-settings", "namespace": NAMESPACE}
-        self.cluster.apply([{"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": self.settings}])
+        apply_settings(self.cluster, self.settings)
 
     def secrets(self, **changed: str | None) -> None:
         """What the next Jobs are told in secret; None leaves one out."""
@@ -186,9 +191,7 @@ class System:
             "STARSEARCH_GITHUB_TOKENS": "token-a",
             "PREFECT_API_AUTH_STRING": self.environment["PREFECT_API_AUTH_STRING"],
         } | changed
-        coded = {name: base64.b64encode(value.encode()).decode() for name, value in secrets.items() if value is not None}
-        meta = {"name": "pipeline-secrets", "namespace": NAMESPACE}
-        self.cluster.apply([{"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": coded}])
+        apply_secrets(self.cluster, {name: value for name, value in secrets.items() if value is not None})
 
     def jobs(self, flow: str) -> list[Manifest]:
         runs = {str(run.id) for run in self.runs(flow)}
@@ -196,14 +199,11 @@ class System:
 
     def kill_pod(self, flow_run: UUID) -> None:
         """kill -9 of all its processes, as a container's end is: the flow runs in a session of its own, and would outlive its pod here."""
-        wanted = f"PREFECT__FLOW_RUN_ID={flow_run}".encode()
-        killed = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    killed.append(process.name)
-        assert killed, f"no process of flow run {flow_run}"
+        processes = pod_processes(flow_run)
+        assert processes, f"no process of flow run {flow_run}"
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @contextmanager
@@ -231,14 +231,16 @@ def running_system(folder: Path, home: Path, server: postgres.EmbeddedPostgres, 
             "PREFECT_SERVER_API_AUTH_STRING": login,
             "PREFECT_API_AUTH_STRING": login,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            **_told_by("prefect-server", "PREFECT_SERVER_"),
-            **_told_by("prefect-worker-shards", "PREFECT_INTEGRATIONS_"),
+            **told_by("prefect-server", "PREFECT_SERVER_"),
+            **told_by("prefect-worker-shards", "PREFECT_INTEGRATIONS_"),
             "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_SECONDS),
             "DO_NOT_TRACK": "1",
             "STARSEARCH_HOME": str(home),
             "STARSEARCH_DATABASE_URL": dsn,
         }
         found = System(cluster, folder, dsn, world, github, environment["PREFECT_API_URL"], environment, _settings(github, home))
+        if cluster.run is None:
+            stack.callback(cluster.remove_applied)
         _apply(found)
         environment["KUBECONFIG"] = str(cluster.as_service_account(NAMESPACE, "prefect-worker", folder / "worker.kubeconfig"))
         found.start("server")
@@ -257,17 +259,9 @@ def _real_items(folder: Path, number: int) -> Path:
     return some
 
 
-def _told_by(name: str, prefix: str) -> dict[str, str]:
-    """The settings of that kind in the manifest of that Deployment, secrets apart."""
-    [deployment] = (each for each in read(rendered("base")) if each["kind"] == "Deployment" and each["metadata"]["name"] == name)
-    told = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    return {each["name"]: each["value"] for each in told if each["name"].startswith(prefix) and "value" in each}
-
-
 def _settings(github: StandIn, home: Path) -> dict[str, str]:
-    data: dict[str, str] = next(each["data"] for each in read(rendered("base")) if each["metadata"]["name"] == "pipeline-settings")
     engines = ",".join(f"http://127.0.0.{node[-1]}:8000/v1" for node in GPU_NODES)
-    return data | {
+    return pipeline_settings() | {
         "STARSEARCH_LLM_BASE_URL": engines,
         "STARSEARCH_LLM_MODEL": "embedded-extractive-v1",
         "STARSEARCH_EMBEDDING_BASE_URL": engines,
@@ -282,10 +276,8 @@ def _settings(github: StandIn, home: Path) -> dict[str, str]:
 
 
 def _apply(system: System) -> None:
-    """overlays/local as far as Kubernetes 1.20 knows it, with engines on the nodes that have GPUs."""
-    manifests = [each for each in read(rendered("overlays/local")) if each["kind"] not in CUSTOM_KINDS | NOT_IN_1_20 | PLAYED]
-    first = [each for each in manifests if each["kind"] in {"Namespace", "PriorityClass"}]
-    system.cluster.apply(first)
+    """The overlay with engines on the nodes that have GPUs."""
+    manifests = local_overlay()
     engines = next(each for each in manifests if each["kind"] == "DaemonSet")
     pod = engines["spec"]["template"]["spec"]
     pod["nodeSelector"] = {"nvidia.com/gpu.present": "true"}
@@ -296,7 +288,7 @@ def _apply(system: System) -> None:
         {"name": "STARSEARCH_HOME", "value": system.settings["STARSEARCH_HOME"]},
     ]
     container["resources"]["limits"]["nvidia.com/gpu"] = container["resources"]["requests"]["nvidia.com/gpu"] = "1"
-    system.cluster.apply([each for each in manifests if each not in first])
+    apply_in_order(system.cluster, manifests)
     system.secrets()
     system.set()
 
