@@ -40,8 +40,8 @@ test-kubernetes: .venv/dev ## the hour on a real Kubernetes API, with faults and
 test-kubernetes-hour: .venv/dev ## of these the hour alone: a schedule, a worker under its Role, eight Jobs and more
 	$(RUN)/pytest -m kubernetes tests/k8s/test_cluster.py -k "not whatever_breaks"
 
-chaos: .venv/dev          ## break everything by a schedule drawn from SEED for MINUTES, then prove that nothing was lost
-	@$(RUN)/python -m chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),5) --items $(or $(ITEMS),1000) $(if $(PLANT),--plant $(PLANT)) $(if $(GAP),--gap $(GAP)) $(if $(COMPARE),--compare)
+chaos: .venv/dev          ## break everything by a schedule drawn from SEED for MINUTES, then prove that nothing was lost; KUBERNETES=1: by Jobs
+	@$(RUN)/python -m chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),5) --items $(or $(ITEMS),1000) $(if $(PLANT),--plant $(PLANT)) $(if $(GAP),--gap $(GAP)) $(if $(COMPARE),--compare) $(if $(KUBERNETES),--kubernetes)
 
 day: .venv/dev            ## a day of the top 40,000 in virtual time, through flows, shards and workers; HOURS=24
 	@$(RUN)/python -m benchmarks.day $(or $(HOURS),24)

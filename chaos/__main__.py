@@ -1,14 +1,18 @@
-"""make chaos SEED=n MINUTES=m ITEMS=k [PLANT=name] [COMPARE=1]: breaks what breaks, then proves. Exit 0: clean; 1: it says what is
+"""make chaos SEED=n MINUTES=m ITEMS=k [PLANT=name] [COMPARE=1] [KUBERNETES=1]: breaks what breaks, then proves. Exit 0: clean; 1: it says what is
 wrong, and how to see it again."""
 
 import argparse
 import sys
 import time
 
-from chaos.faults import MEAN_GAP_SECONDS, schedule
+from chaos import cluster_faults
+from chaos.faults import FAULTS, MEAN_GAP_SECONDS, schedule
+from chaos.kubernetes import OnKubernetes
+from chaos.orchestration import Orchestration
 from chaos.plants import PLANTS, statement
 from chaos.proof import complete, prove
 from chaos.system import END_SECONDS, System, wait_until
+from tests.k8s.cluster import missing
 from tests.processes import exit_on_sigterm
 
 
@@ -21,8 +25,11 @@ def main() -> int:
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug on purpose: the run must fail")
     parser.add_argument("--compare", action="store_true", help="as long without faults first; ITEMS must be more than it digests in both")
     parser.add_argument("--keep", action="store_true", help="keep the folder with database and logs")
+    parser.add_argument("--kubernetes", action="store_true", help="flow runs are Jobs of a real Kubernetes API, and that breaks too")
     given = parser.parse_args()
-    system = System(given.seed or int(time.time()) % 100_000, given.items)
+    if given.kubernetes and (reason := missing()):
+        parser.error(f"--kubernetes: {reason}")
+    system = System(given.seed or int(time.time()) % 100_000, given.items, OnKubernetes if given.kubernetes else Orchestration)
     print(f"seed {system.seed}, {given.minutes:g} minutes, about {given.items} items; everything in {system.home}", flush=True)
     clean = False
     exit_on_sigterm()
@@ -46,6 +53,7 @@ def main() -> int:
         system.down(keep=given.keep or not clean)
     if findings:
         others = (f" --plant {given.plant}" if given.plant else "") + (" --compare" if given.compare else "")
+        others += " --kubernetes" if given.kubernetes else ""
         print(f"again: python -m chaos --seed {system.seed} --minutes {given.minutes:g} --items {given.items} --gap {given.gap:g}{others}")
     if not (findings or given.keep):
         system.forget()
@@ -54,7 +62,8 @@ def main() -> int:
 
 def break_things(system: System, seconds: float, gap: float) -> None:
     begun = time.monotonic()
-    for at, fault, chance in schedule(system.seed, seconds, gap):
+    faults = FAULTS | cluster_faults.FAULTS if isinstance(system.prefect, OnKubernetes) else FAULTS
+    for at, fault, chance in schedule(system.seed, seconds, gap, faults):
         work(system, until=begun + at)
         told = fault(system, chance)
         system.faults[fault.__name__.replace("_", " ")] += 1

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import psycopg
@@ -28,11 +28,13 @@ QUIET_SECONDS = 5.0  # until the first fault
 Fault = Callable[[System, random.Random], str]
 
 
-def schedule(seed: int, seconds: float, gap_seconds: float = MEAN_GAP_SECONDS) -> Iterator[tuple[float, Fault, random.Random]]:
+def schedule(
+    seed: int, seconds: float, gap_seconds: float = MEAN_GAP_SECONDS, faults: "Mapping[Fault, int] | None" = None
+) -> Iterator[tuple[float, Fault, random.Random]]:
     """When, what, and whom it is to choose by: the same for the same seed, whatever becomes of the system."""
-    drawn, at = random.Random(seed), QUIET_SECONDS
+    drawn, at, faults = random.Random(seed), QUIET_SECONDS, faults or FAULTS
     while at < seconds:
-        [fault] = drawn.choices(list(FAULTS), list(FAULTS.values()))
+        [fault] = drawn.choices(list(faults), list(faults.values()))
         yield at, fault, random.Random(drawn.random())
         at += drawn.expovariate(1 / gap_seconds)
 

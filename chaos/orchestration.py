@@ -1,6 +1,10 @@
-"""Prefect in a system under test: a real server, a process worker for each pool, and the flow runs that a schedule starts."""
+"""Prefect in a system under test: a real server, a worker for each pool, and the flow runs that a schedule starts, which are processes.
+
+Where they are Jobs of a real Kubernetes API instead, kubernetes.py says what is different.
+"""
 
 import contextlib
+import shlex
 import subprocess
 import sys
 import time
@@ -40,17 +44,29 @@ class Orchestration:
     def up(self) -> None:
         self.start(SERVER)
         self.wait_for_server()
-        one_machine.register(self.environment)
+        self._register()
         one_machine.set_schedules(self.port, lambda _: False)  # hours pass as the system says
         for name in (CRAWL, SHARD, REAP):
-            self.deployments[name] = one_machine.ask(self.api, "GET", f"/deployments/name/{name}")["id"]
-            sooner = {"command": f"{sys.executable} -m chaos.sooner {name}"}
-            one_machine.ask(self.api, "PATCH", f"/deployments/{self.deployments[name]}", {"job_variables": sooner})
+            deployment = one_machine.ask(self.api, "GET", f"/deployments/name/{name}")
+            self.deployments[name] = deployment["id"]
+            variables = deployment["job_variables"] | self._variables(name)
+            one_machine.ask(self.api, "PATCH", f"/deployments/{deployment['id']}", {"job_variables": variables})
         for pool in one_machine.POOLS:
             self.start(pool)
 
+    def down(self) -> None:
+        """What is no process of the system: here, nothing."""
+
+    def stranded(self) -> list[str]:
+        """What looks alive, and no process is at work on it."""
+        return [f"flow run {run['name']} is {run['state']['type']}, and no process is at work on it" for run in self.alive()]
+
+    def left_over(self) -> list[str]:
+        """What nothing waits for any more, processes apart."""
+        return []
+
     def start(self, name: str) -> None:
-        command = one_machine.server_command() if name == SERVER else one_machine.worker_command(name)
+        command = one_machine.server_command() if name == SERVER else self._worker_command(name)
         self.services[name] = one_machine.start(self.folder, name, command, self.environment)
 
     def kill(self, name: str) -> None:
@@ -112,6 +128,16 @@ class Orchestration:
                 if "chaos.sooner" in (line := process.cmdline()):
                     found.append((line[-1], process))
         return sorted(found, key=lambda each: (each[0], each[1].pid))
+
+    def _register(self) -> None:
+        one_machine.register(self.environment)
+
+    def _variables(self, deployment: str) -> dict[str, Any]:
+        """Of its flow runs."""
+        return {"command": shlex.join([sys.executable, "-m", "chaos.sooner", deployment])}
+
+    def _worker_command(self, pool: str) -> list[str]:
+        return one_machine.worker_command(pool)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:

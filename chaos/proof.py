@@ -88,8 +88,8 @@ def _reaped(system: System) -> list[str]:
 
 def _still_open(system: System) -> Iterator[str]:
     """A process that is just ending is waited for."""
-    wait_until(lambda: not system.prefect.processes() and not system.prefect.alive(), ENDING_SECONDS)
-    yield from (f"flow run {run['name']} is {run['state']['type']}, and no process is at work on it" for run in system.prefect.alive())
+    wait_until(lambda: not system.prefect.processes() and not system.prefect.stranded(), ENDING_SECONDS)
+    yield from system.prefect.stranded()
 
 
 def _undone(system: System, crawled: str | None) -> Iterator[str]:
@@ -102,12 +102,13 @@ def _undone(system: System, crawled: str | None) -> Iterator[str]:
 
 
 def _orphans(system: System) -> Iterator[str]:
-    """Processes of this system that nothing waits for any more."""
+    """Processes of this system that nothing waits for any more, and on Kubernetes Jobs and pods."""
     meant = {process.pid for process in (system.github, system.liar, *system.engines.values(), *system.prefect.services.values())}
     for process in one_machine.ours(system.settings):
         with contextlib.suppress(psutil.Error):
             if process.pid not in meant:
                 yield f"process {process.pid} is left over: {' '.join(process.cmdline())}"
+    yield from system.prefect.left_over()
 
 
 def _gaps(system: System) -> str:

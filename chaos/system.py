@@ -1,5 +1,5 @@
 """The pipeline as processes: a stand-in GitHub whose items move, engines of which one lies, PostgreSQL, Prefect with its workers,
-hourly crawls whose shards are flow runs, and digests that share the work with them."""
+hourly crawls whose shards are flow runs, and digests that share the work with them. Flow runs are processes, or Jobs of a Kubernetes API."""
 
 import contextlib
 import os
@@ -48,6 +48,7 @@ class System:
 
     seed: int
     items: int
+    orchestration: type[Orchestration] = Orchestration
     home: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="starsearch-chaos-")))
     jobs: dict[str, Process] = field(default_factory=dict)
     engines: dict[int, Process] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class System:
         )  # fmt: skip
         port = free_port()
         self.environment = self._environment(port)
-        self.prefect = Orchestration(self.settings, port, self.environment)
+        self.prefect = self.orchestration(self.settings, port, self.environment)
 
     def _environment(self, port: int) -> dict[str, str]:
         github = f"http://127.0.0.1:{self.github_port}"
@@ -119,6 +120,7 @@ class System:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(living, 5)
+        self.prefect.down()
         self.server.close()
         postgres.stop(self.home)
         self.disk.forget(self.home / "postgres-kept" if keep else None)

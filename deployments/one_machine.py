@@ -124,8 +124,8 @@ def server_command() -> list[str]:
     return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
 
 
-def worker_command(pool: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"one-machine-{pool}"]
+def worker_command(pool: str, kind: str = "process") -> list[str]:
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", f"one-machine-{pool}"]
 
 
 def folder_of(settings: Settings) -> Path:
@@ -204,9 +204,10 @@ def wait_for_answer(port: int, lives: Callable[[], bool], folder: Path) -> None:
     raise StarsearchError(f"Prefect's server runs and does not answer on port {port}: make down, then make up; its log is {log}")
 
 
-def register(environment: Mapping[str, str]) -> None:
+def register(environment: Mapping[str, str], *pools: str) -> None:
+    """pools: what set_up.py is told of them."""
     out.print("Registering the deployments …", markup=False)
-    for command in (["deployments/set_up.py"], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
+    for command in (["deployments/set_up.py", *pools], ["-m", "prefect", "--no-prompt", "deploy", "--all"]):
         done = subprocess.run(
             [sys.executable, *command],
             env=dict(environment),
