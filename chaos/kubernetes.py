@@ -62,7 +62,7 @@ class OnKubernetes(Orchestration):
         return sorted(found, key=lambda job: str(job["metadata"]["name"]))
 
     def _apply(self) -> None:
-        """The engines are told apart from the overlay's, and the mark by which every process of the system is found."""
+        """The overlay without its engines. Jobs are told of the system's, and carry the mark by which its processes are found."""
         apply_in_order(self.cluster, [each for each in local_overlay() if each["kind"] not in ENGINES])
         told = {name: value for name, value in self.environment.items() if name.startswith("STARSEARCH_") or name == "PYTHONPATH"}
         with contextlib.closing(postgres.start(self.settings.home)) as server:
