@@ -18,7 +18,7 @@ from starsearch import finder as finder_module
 from starsearch.activation import activate, objections, roll_back
 from starsearch.audit import read_status
 from starsearch.compare import Measured, compare
-from starsearch.errors import GateRefused, PreconditionMissing, StarsearchError, VersionMismatch
+from starsearch.errors import DigestFailed, GateRefused, PreconditionMissing, StarsearchError, VersionMismatch
 from starsearch.finder import open_finder
 from starsearch.jsonl import read_items
 from starsearch.pipeline import digest, ingest, recorded_run
@@ -232,6 +232,20 @@ async def test_an_engine_that_turns_out_to_be_another_is_closed_again(store, mod
         assert (await finder.find("router case 14 fails", limit=1)).hits[0].number == 14
         assert (len(opened), len(closed)) == (4, 3)
     assert closed == opened
+
+
+async def test_a_vector_of_another_length_is_the_engines_fault_not_the_databases(store, models, items, monkeypatch):
+    settings = models("words-64")
+    await digest_file(settings, store, items())
+    async with open_finder(settings) as finder:
+        await finder.find("router case 14 fails")
+
+        async def short(*_args, **_how):
+            return np.array([[0.6, 0.8]], np.float32), 5
+
+        monkeypatch.setattr(finder_module, "embed", short)
+        with pytest.raises(DigestFailed, match="unusable vector: of 2 dimensions, where the index has 64"):
+            await finder.find("router case 14 fails")
 
 
 async def test_a_swap_under_search_fails_no_question_and_a_long_lived_finder_notices(store, models, items):
