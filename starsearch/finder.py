@@ -58,7 +58,7 @@ class Finder:
     async def _embed(self, version: IndexVersion, query: str, mode: Mode) -> NDArray[Any] | None:
         if mode == "text":
             return None
-        vectors, _ = await embed(await self._engine(version), [query], dimensions=sent_dimensions(version))
+        vectors, _ = await embed(await self._engine(version), [query], dimensions=sent_dimensions(version), width=version.dimensions)
         vector: NDArray[Any] = vectors[0]
         if len(vector) != version.dimensions:
             raise DigestFailed("unusable vector", f"of {len(vector)} dimensions, where the index has {version.dimensions}")

@@ -360,7 +360,7 @@ class _Digester:
         texts = [embedded_text(item.title, summary.text) for item, summary in pairs]
         unique = list(dict.fromkeys(texts))
         with counting(self.check_request) as call.spent:
-            vectors, _ = await embed_each(self.engines.embedding, unique, dimensions=self.engines.dimensions)
+            vectors, _ = await embed_each(self.engines.embedding, unique, dimensions=self.engines.dimensions, width=self.version.dimensions)
         by_text = dict(zip(unique, vectors, strict=True))
         call.outcome = next((vector.reason for vector in vectors if isinstance(vector, DigestFailed)), "ok")
         digests, failures = [], []

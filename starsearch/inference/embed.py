@@ -20,23 +20,28 @@ Vector = NDArray[np.float32]
 Outcome = Vector | DigestFailed | EngineUnavailable
 
 
-async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None) -> tuple[Vectors, int]:
-    """Vectors: (n, dimensions) float32, unit length, in the order of `texts`; and the tokens read. One request."""
-    vectors, tokens = await _ask(engine, texts, dimensions)
+async def embed(engine: Engine, texts: Sequence[str], *, dimensions: int | None, width: int | None = None) -> tuple[Vectors, int]:
+    """Vectors: (n, dimensions) float32, unit length, in the order of `texts`; and the tokens read. One request.
+
+    dimensions: asked for; None: the model's own, which are `width` where that is known. Others are unusable.
+    """
+    vectors, tokens = await _ask(engine, texts, dimensions, width)
     usable = _usable(vectors)
     if not usable.all():
         raise DigestFailed("unusable vector", "zero, infinite or not a number")
     return _unit(vectors), tokens
 
 
-async def embed_each(engine: Engine, texts: Sequence[str], *, dimensions: int | None) -> tuple[list[Vector | DigestFailed], int]:
+async def embed_each(
+    engine: Engine, texts: Sequence[str], *, dimensions: int | None, width: int | None = None
+) -> tuple[list[Vector | DigestFailed], int]:
     """Like `embed`, but a text that cannot be embedded costs only itself.
 
     A batch that is refused (400) is asked in halves until the text that it is refused for stands alone; that one is cut once. In
     halves goes, too, a batch over which the engine fails (500, too late, a lost connection) while it embeds a harmless text; the text
     that is left has failed. Raises EngineUnavailable where the engine neither embedded a text nor broke off over one alone.
     """
-    asking = _Asking(engine, dimensions)
+    asking = _Asking(engine, dimensions, width)
     outcomes = await asking.embed(texts)
     gone = [outcome for outcome in outcomes if isinstance(outcome, EngineUnavailable)]
     if gone and len(gone) == len(outcomes):
@@ -50,6 +55,7 @@ class _Asking:
 
     engine: Engine
     dimensions: int | None
+    width: int | None
     tokens: int = 0
     gone: EngineUnavailable | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + HALVING_SECONDS)
@@ -59,7 +65,7 @@ class _Asking:
             return [self.gone for _ in texts]
         lost = unanswered()
         try:
-            vectors, tokens = await _ask(self.engine, texts, self.dimensions)
+            vectors, tokens = await _ask(self.engine, texts, self.dimensions, self.width)
         except EngineUnavailable as error:  # refused in the end, perhaps because it broke off at first
             return await self._unanswered(texts, error, reached=error.reached or unanswered() > lost)
         except DigestFailed as error:
@@ -92,7 +98,7 @@ class _Asking:
     async def _trouble(self) -> DigestFailed | EngineUnavailable | None:
         """What the engine has with a harmless text alone; None: it embeds it, so that others must be why it failed."""
         try:
-            _, tokens = await embed(self.engine, PROBE[:1], dimensions=self.dimensions)
+            _, tokens = await embed(self.engine, PROBE[:1], dimensions=self.dimensions, width=self.width)
         except (DigestFailed, EngineUnavailable) as error:
             return error
         self.tokens += tokens
@@ -104,7 +110,7 @@ class _Asking:
 
     async def _cut(self, text: str) -> Outcome:
         try:
-            vectors, tokens = await embed(self.engine, [text[: len(text) // 2] or text], dimensions=self.dimensions)
+            vectors, tokens = await embed(self.engine, [text[: len(text) // 2] or text], dimensions=self.dimensions, width=self.width)
         except EngineUnavailable as error:
             return (await self._unanswered([text], error, reached=error.reached))[0]
         except DigestFailed as error:
@@ -114,7 +120,7 @@ class _Asking:
         return vector
 
 
-async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None) -> tuple[Vectors, int]:
+async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None, width: int | None) -> tuple[Vectors, int]:
     """The vectors as the engine gives them, in the order of `texts`.
 
     `dimensions` is sent only where configured, because models that cannot shorten their vectors answer 400. base64 is a
@@ -139,6 +145,8 @@ async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None) -> 
             f"{engine.model} gives vectors of {vectors.shape[1]} dimensions, not the configured {dimensions}: "
             "correct STARSEARCH_EMBEDDING_DIMENSIONS, or use a database made for these"
         )
+    if width and vectors.shape[1] != width:
+        raise DigestFailed("unusable vector", f"of {vectors.shape[1]} dimensions, where the index has {width}")
     return vectors, tokens
 
 

@@ -75,6 +75,15 @@ async def test_other_dimensions_than_configured_are_a_wrong_setting():
     assert caught.value.exit_code == 3
 
 
+async def test_vectors_of_another_length_than_the_index_are_unusable():
+    """From one engine of several, they would end the run at the database instead of costing an attempt."""
+    async with engine(answer(UP, UP)) as (opened, _):
+        outcomes, _ = await embed_each(opened, ["a", "b"], dimensions=None, width=3)
+        with pytest.raises(DigestFailed, match="of 2 dimensions, where the index has 3"):
+            await embed(opened, ["a", "b"], dimensions=None, width=3)
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, DigestFailed)] == ["unusable vector"] * 2
+
+
 @pytest.mark.parametrize(
     "vector",
     [
