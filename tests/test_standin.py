@@ -383,6 +383,16 @@ def test_comments_move_the_update_time_when_made_and_not_when_deleted(world: Wor
     assert (item.comments, item.updated_at) == ([], world.now - timedelta(seconds=60))
 
 
+def test_an_items_update_time_does_not_go_back_with_the_clock():
+    world = World()
+    item = world.add_item(world.add_repository("quillcap/marlframe"), "issue")
+    before = world.update_item(item, title="One").updated_at
+    world.advance(-30)
+    assert world.update_item(item, title="Two").updated_at == before + timedelta(seconds=1)
+    world.advance(60)
+    assert world.update_item(item, title="Three").updated_at == world.now
+
+
 def test_closing_and_reopening_set_and_clear_the_times(world: World, repository: Repository) -> None:
     pull = world.update_item(repository.item(2), state="merged")
     assert pull.merged_at == pull.closed_at == world.now

@@ -203,7 +203,8 @@ class World:
                 } | changes
             values = {name.removesuffix("_at"): _in_seconds(value) if name.endswith("_at") else value for name, value in changes.items()}
             item.assign(values | ({"labels": tuple(values["labels"])} if "labels" in values else {}))
-            item.repository.move(item, self.seconds if updated_at is None else to_seconds(updated_at))
+            now = self.seconds if self.seconds >= item.updated else item.updated + 1  # an item's time does not go back with the clock
+            item.repository.move(item, now if updated_at is None else to_seconds(updated_at))
             return item
 
     def add_comment(self, item: Item, body: str, *, author: str | None = "maren") -> Comment:
