@@ -6,18 +6,25 @@ import sys
 import time
 
 from chaos import cluster_faults
-from chaos.faults import FAULTS, MEAN_GAP_SECONDS, schedule
+from chaos.faults import FAULTS, GITHUB, MEAN_GAP_SECONDS, named, schedule, told
 from chaos.kubernetes import OnKubernetes
+from chaos.liar import LIE_RATE, SLOW_RATE, SLOWNESS, SUMMARIES, VECTORS
 from chaos.orchestration import Orchestration
-from chaos.plants import PLANTS, statement
+from chaos.plants import PLANTS
 from chaos.proof import complete, prove
 from chaos.system import END_SECONDS, System, wait_until
+from chaos.zombie import stale_results
 from tests.k8s.cluster import missing
 from tests.processes import exit_on_sigterm
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m chaos", description="Break everything on a schedule drawn from a seed, then prove.")
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description="Break everything on a schedule drawn from a seed, then prove that nothing was lost.",
+        epilog=catalogue(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=0, help="0: the time's")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--items", type=int, default=1_000)
@@ -39,14 +46,14 @@ def main() -> int:
             print(f"left out: a full disk, because this process may not mount one ({system.disk.reason})", flush=True)
         if given.plant:
             with system.connect() as connection:
-                connection.execute(statement(given.plant))
+                connection.execute(PLANTS[given.plant].statement)
             print(f"planted: {given.plant}", flush=True)
         system.wait_for_work()
         if given.compare:
             compare(system, given.minutes * 60, given.gap)
         else:
             break_things(system, given.minutes * 60, given.gap)
-        findings = (system.settle() or complete(system)) + prove(system)
+        findings = (system.settle() or complete(system) or stale_results(system)) + prove(system)
         report(system, findings)
         clean = not findings
     finally:
@@ -60,14 +67,27 @@ def main() -> int:
     return 1 if findings else 0
 
 
+def catalogue() -> str:
+    """What is injected, and what is planted."""
+    parts = {
+        "Faults, and how often each is drawn": {f"{named(fault)} ({weight})": told(fault) for fault, weight in FAULTS.items()},
+        "GitHub, when it is disturbed": GITHUB,
+        f"One engine of four, of {LIE_RATE:.0%} of its summaries": dict.fromkeys(SUMMARIES, "a lie"),
+        f"and of {LIE_RATE:.0%} of its vectors": dict.fromkeys(VECTORS, "a lie"),
+        f"and {SLOW_RATE:.0%} of its answers": dict.fromkeys(SLOWNESS, "and true"),
+        "Plants, bugs that the proof must find": {name: plant.what for name, plant in PLANTS.items()},
+    }
+    return "\n\n".join("\n".join([f"{title}:", *(f"  {name:<36} {what}" for name, what in rows.items())]) for title, rows in parts.items())
+
+
 def break_things(system: System, seconds: float, gap: float) -> None:
     begun = time.monotonic()
     faults = FAULTS | cluster_faults.FAULTS if isinstance(system.prefect, OnKubernetes) else FAULTS
     for at, fault, chance in schedule(system.seed, seconds, gap, faults):
         work(system, until=begun + at)
-        told = fault(system, chance)
-        system.faults[fault.__name__.replace("_", " ")] += 1
-        print(f"{time.monotonic() - begun:6.1f} s  {told}", flush=True)
+        outcome = fault(system, chance)
+        system.faults[named(fault)] += 1
+        print(f"{time.monotonic() - begun:6.1f} s  {outcome}", flush=True)
     work(system, until=begun + seconds)
 
 

@@ -18,7 +18,13 @@ from starsearch.store.leases import BATCH
 
 MISSED = 32  # answers between the last count of an engine and its end: a process has as many in flight
 LEASES = 2  # that a process holds at a time
-LOSING = ("wake a zombie", "cut connections", "crash the database", "fill the disk")  # faults by which leases are lost, and turns
+LOSING = (
+    "wake a zombie",
+    "cut connections",
+    "crash the database",
+    "fill the disk",
+    "step the databases clock",
+)  # faults by which leases are lost, and turns
 TOTALS = (
     "SELECT purpose, sum(requests)::int AS requests, sum(unanswered)::int AS unanswered, sum(prompt_tokens)::int AS prompt_tokens, "
     "sum(completion_tokens)::int AS completion_tokens, "
@@ -53,7 +59,7 @@ class Total:
 class Seen:
     """Outside of the ledger's totals.
 
-    counted: by all engines; own: what the liar said of its own to chats; missed: answers at most that no engine could count; unstored:
+    counted: by all engines; own: what the liar said of its own to chats, and what engines refused; missed: answers at most that no engine could count; unstored:
     summaries at most that were read and not stored; largest: a call's tokens, asked and answered; largest_embedded: of a batch.
     """
 
@@ -71,13 +77,14 @@ async def accounts(system: System, connection: AsyncConnection) -> list[str]:
     for port in (*system.engines, system.ports[-1]):
         count_requests(system, port)
     own = system.counted.pop(system.ports[-1], Counter())["chat"]
+    counted = sum(system.counted.values(), system.lost)
     [(prompt, completion, embedded)] = await (await connection.execute(LARGEST)).fetchall()
     usage, calls = await _totals(connection, USAGE), await _totals(connection, CALLS)
     summary, embedding = usage["summary"], usage["embedding"]
     batches = LEASES * sum(system.faults[name] for name in LOSING) + embedding.failed
     seen = Seen(
-        counted=sum(system.counted.values(), system.lost),
-        own=own,
+        counted=counted,
+        own=own + counted["refused"],
         open_calls=await _number(connection, OPEN),
         summaries=await _number(connection, "SELECT count(*) FROM summary"),
         missed=MISSED * system.faults["kill an engine"],

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,22 +92,23 @@ class Orchestration:
     def wait_for_server(self) -> None:
         one_machine.wait_for_answer(self.port, lambda: self.services[SERVER].poll() is None, self.folder)
 
-    def begin(self, deployment: str) -> str | None:
+    def begin(self, deployment: str, parameters: dict[str, Any] | None = None) -> str | None:
         """The flow run that was started."""
-        started = self._ask("POST", f"/deployments/{self.deployments[deployment]}/create_flow_run", {})
+        started = self._ask("POST", f"/deployments/{self.deployments[deployment]}/create_flow_run", {"parameters": parameters or {}})
         return started and str(started["id"])
 
     def state(self, flow_run: str) -> str | None:
         found = self._ask("GET", f"/flow_runs/{flow_run}")
         return found and str(found["state"]["type"])
 
-    def run(self, deployment: str, *, seconds: float) -> str | None:
+    def run(self, deployment: str, *, seconds: float, meanwhile: Callable[[], object] = lambda: None) -> str | None:
         """The state in which it ended; None where it did not, or the server has not answered all that time."""
         flow_run, deadline = None, time.monotonic() + seconds
         while time.monotonic() < deadline:
             flow_run = flow_run or self.begin(deployment)
             if flow_run and (state := self.state(flow_run)) in FINAL:
                 return state
+            meanwhile()
             time.sleep(1)
         return None
 

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import json
 import random
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,29 +14,24 @@ import psutil
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
+from chaos.faults import NO_SHARD, start_a_shard_twice
+from chaos.finding import REFUSED, asked, findable
 from chaos.ledger import accounts
 from chaos.orchestration import CRAWL, REAP
 from chaos.system import System, wait_until
 from deployments import one_machine
-from starsearch.embedded.engine import CONTEXT_TOKENS
-from starsearch.errors import DigestFailed, StarsearchError
 from starsearch.extractive import summarize
-from starsearch.finder import Finder, open_finder
 from starsearch.inference.gate import tidy
-from starsearch.inference.prompts import prompt_for
-from starsearch.models import DueItem, Hit, clean, parse_item
+from starsearch.models import clean, parse_item
 from tests.standin.oracle import compare, marks_ahead, stored_items
 
 SINCE = datetime(2000, 1, 1, tzinfo=UTC)
 SHOWN = 3
-SEARCHED = 8
-FOUND_WITHIN = 50
 HOUR_SECONDS = 120.0  # and a second for each five items
 REAPED_SECONDS = 200.0
 TRIES = 3
-NUMBERS = re.compile(r"\d+")
 ENDING_SECONDS = 10.0
-REASONS = {"unreadable answer", "unusable vector", "HTTP 500"}  # the liar's doing; who died or was cut off costs nobody an attempt
+LIES = {"unreadable answer", "unusable vector", "HTTP 500"}  # the liar's doing; who died or was cut off costs nobody an attempt
 # Were every second request the liar's (one in four is), one attempt in 18 would fail, for a summary or a vector that cannot be read, and one
 # text in 5,832 three times: 4 of 1,000 in one run of 32,000. Of a batch, whose vectors are asked for at once, all die together, once in
 # 36 ** 3 batches then, and in 72 ** 3 as it is.
@@ -56,23 +51,39 @@ LEASED = (
 
 def prove(system: System) -> list[str]:
     """Of a system that is complete, or of which it is known already that it will not be."""
-    return [*asyncio.run(_look(system)), *asyncio.run(_findable(system)), *_orphans(system)]
+    return [*asyncio.run(_look(system)), *findable(system), *_orphans(system)]
 
 
 def complete(system: System) -> list[str]:
-    """Until nothing is left to do, and again after one more hour; what is left all the same, or looks alive and is not."""
+    """Until nothing is left to do, and again after one more hour; what is left all the same, or looks alive and is not.
+
+    In that hour a shard is started three times over: by the schedule that happens only while one is open.
+    """
     left = _caught_up(system)
     if not left:
         system.change_items()
-        left = _caught_up(system)
+        left = _caught_up(system, _Twice(system))
     return [*left, *_still_open(system)]
 
 
-def _caught_up(system: System) -> list[str]:
+@dataclass
+class _Twice:
+    """Called again and again, until there was a shard to start twice."""
+
+    system: System
+    done: bool = False
+
+    def __call__(self) -> None:
+        if not self.done and (told := start_a_shard_twice(self.system, random.Random(0))) != NO_SHARD:
+            self.done = True
+            print(told, flush=True)
+
+
+def _caught_up(system: System, meanwhile: Callable[[], None] = lambda: None) -> list[str]:
     """Crawls with nothing in the way, and the reaper where it is needed."""
     for _ in range(TRIES):
         open_runs = _reaped(system)
-        crawled = system.prefect.run(CRAWL, seconds=HOUR_SECONDS + system.items / 5)
+        crawled = system.prefect.run(CRAWL, seconds=HOUR_SECONDS + system.items / 5, meanwhile=meanwhile)
         if not (left := [*open_runs, *_undone(system, crawled)]):
             break
     return left
@@ -148,12 +159,7 @@ async def _wrong_summaries(connection: AsyncConnection) -> list[str]:
     """The engines' model makes the same of the same text, at any time, and the liar passes on what they say or nothing readable."""
     async with connection.cursor(row_factory=dict_row) as cursor:
         rows = await (await cursor.execute(WRITTEN)).fetchall()
-    return [name for row in rows if (name := row.pop("name")) and row.pop("text") != _summary(row)]
-
-
-def _summary(row: dict[str, Any]) -> str:
-    item = DueItem(**row | {"comments": tuple(comment["body"] for comment in row["comments"])})
-    return tidy(clean(summarize(prompt_for(item, context_tokens=CONTEXT_TOKENS).user)))
+    return [name for row in rows if (name := row.pop("name")) and row.pop("text") != tidy(clean(summarize(asked(row))))]
 
 
 async def _dead_letters(connection: AsyncConnection) -> list[str]:
@@ -162,53 +168,14 @@ async def _dead_letters(connection: AsyncConnection) -> list[str]:
 
 
 def excess(dead: Mapping[str, int], texts: int) -> Iterator[str]:
-    """Dead letters by reason: for a reason that lies do not give, or more than lies explain."""
-    for reason in sorted(dead.keys() - REASONS):
+    """Dead letters by reason: for a reason that nobody gave, or more than lies explain. Which texts engines refuse, finding.py knows."""
+    for reason in sorted(dead.keys() - LIES - {REFUSED}):
         yield f"{dead[reason]} dead letters say {reason!r}, which nobody did"
     allowed = DEAD_ALWAYS + texts // DEAD_EACH
-    if (number := sum(dead.values())) > allowed:
+    if (number := sum(dead[reason] for reason in dead.keys() - {REFUSED})) > allowed:
         yield f"{number} dead letters, where one engine's lies explain {allowed}"
 
 
 async def _number(connection: AsyncConnection, query: str) -> int:
     row = await (await connection.execute(query.encode())).fetchone()
     return int(row[0]) if row else 0
-
-
-async def _findable(system: System) -> list[str]:
-    """Some items, asked for by their own titles, are among the first fifty of all: within a small repository each would be, whatever its vector."""
-    dead = _dead(system)
-    living = sorted(
-        (row["repo"], row["number"], row["title"]) for row in system.control.record() if (row["repo"], row["number"]) not in dead
-    )
-    found = []
-    try:
-        async with open_finder(system.settings) as finder:
-            for repo, number, title in random.Random(system.seed).sample(living, min(SEARCHED, len(living))):
-                hits = await _ask(finder, title)
-                if (repo, number) not in {(hit.repo, hit.number) for hit in hits} and not _crowded(hits, title):
-                    found.append(f"{repo}#{number} is not found by its own title")
-    except StarsearchError as error:
-        found.append(f"search does not work: {error}")
-    return found
-
-
-async def _ask(finder: Finder, title: str) -> list[Hit]:
-    """One engine lies, so an answer may be refused; not three times."""
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(DigestFailed):
-            return (await finder.find(title, mode="vector", limit=FOUND_WITHIN)).hits
-    return (await finder.find(title, mode="vector", limit=FOUND_WITHIN)).hits
-
-
-def _crowded(hits: list[Hit], title: str) -> bool:
-    """Ten others stand before it whose titles differ from it in numbers alone, as those of changed items do: vectors hardly tell them apart."""
-    return sum(NUMBERS.sub("", hit.title) == NUMBERS.sub("", title) for hit in hits) >= 10
-
-
-def _dead(system: System) -> set[tuple[str, int]]:
-    with system.connect() as connection:
-        rows = connection.execute(
-            "SELECT full_name, number FROM dead_letter JOIN item ON item.id = item_id JOIN repository ON repository.id = repository_id"
-        ).fetchall()
-    return set(rows)

@@ -1,15 +1,38 @@
-"""What makes a seed replay, what makes a disk full, and how much is too much; the rest of chaos/ is proved by its plants."""
+"""What makes a seed replay, what is injected, and how much is too much; the rest of chaos/ is proved by its plants."""
 
 import errno
+import json
+import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+import httpx2
+import numpy as np
+import psycopg
 import pytest
 
+from chaos import liar
+from chaos.__main__ import catalogue
 from chaos.disk import small_disk
-from chaos.faults import FAULTS, schedule
+from chaos.engine import REFUSED_EACH, refused
+from chaos.faults import AHEAD_SECONDS, FAULTS, GITHUB, NO_SHARD, named, schedule, start_a_shard_twice, step_the_databases_clock, told
+from chaos.finding import SAME, among, asked, itself, unaccounted
 from chaos.ledger import Seen, Total, disagreements, unlike
-from chaos.proof import excess
+from chaos.liar import BrokenOff, application, lie, reordered
+from chaos.orchestration import SHARD
+from chaos.plants import PLANTS
+from chaos.proof import TWICE, excess
+from starsearch.errors import DigestFailed, LeaseLost
+from starsearch.inference.client import Engine, open_client
+from starsearch.inference.embed import embed
+from starsearch.jsonl import read_items
+from starsearch.models import Found, Hit, Summary
+from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.store.digests import Digest, finish_batch
+from starsearch.store.leases import claim, worker
+from starsearch.store.versions import active_version
+from tests.standin import faults as standin_faults
+from tests.standin.world import World
 
 
 def drawn(seed: int, seconds: float) -> list[tuple[float, str, float]]:
@@ -89,3 +112,217 @@ def test_totals_are_what_calls_add_up_to():
 )
 def test_dead_letters_are_as_many_as_lies_explain(counts: dict[str, int], texts: int, sound: bool):
     assert (list(excess(counts, texts)) == []) is sound
+
+
+def test_texts_that_every_engine_refuses_are_no_lies():
+    assert not list(excess({"HTTP 400": 50, "unreadable answer": 2}, 200))
+    assert list(excess({"HTTP 400": 50, "unreadable answer": 3}, 200))
+
+
+LIVING = {("a/b", 1): "one", ("a/b", 2): "two", ("a/b", 3): "three"}
+TEXTS = {("a/b", 1): "one\nThe first.", ("a/b", 2): "two\nThe second."}
+
+
+@pytest.mark.parametrize(
+    ("texts", "dead", "refusals", "said"),
+    [
+        (TEXTS, {("a/b", 3): "HTTP 400"}, {("a/b", 3)}, []),
+        (TEXTS, {("a/b", 3): "unreadable answer"}, set(), []),
+        (TEXTS, {}, set(), ["neither digested as they are nor dead letters, such as ('a/b', 3)"]),
+        (TEXTS, {}, {("a/b", 3)}, ["neither digested", "that every engine refuses, and no dead letters"]),
+        (TEXTS, {("a/b", 3): "HTTP 400"}, set(), ["for a refusal that nobody spoke"]),
+        (TEXTS, {("a/b", 3): "HTTP 400", ("a/b", 2): "HTTP 400"}, {("a/b", 2), ("a/b", 3)}, ["at once, such as ('a/b', 2)"]),
+    ],
+)
+def test_a_living_item_is_digested_or_a_dead_letter_with_a_true_reason(texts, dead, refusals, said):
+    found = unaccounted(LIVING, texts, dead, refusals)
+    assert [words in finding for finding, words in zip(found, said, strict=True)] == [True for _ in said]
+
+
+def hit(number: int, cosine: float, title: str = "one") -> Hit:
+    return Hit(number, "", "a/b", number, "issue", "open", None, [], title, "", "model", cosine, {"vector": cosine, "text": None})
+
+
+def test_an_item_is_found_where_it_is_as_near_as_its_own_text():
+    def found(*hits: Hit) -> Found:
+        return Found(list(hits))
+
+    assert itself(found(hit(2, 0.7), hit(1, SAME)), ("a/b", 1))
+    assert not itself(found(hit(1, 0.97)), ("a/b", 1))  # among the first, by another item's vector
+    assert not itself(found(hit(2, 1.0)), ("a/b", 1))
+
+
+def test_a_title_is_crowded_out_by_ten_that_differ_in_numbers_alone():
+    alike = [hit(n, 0.9, f"Counted twice since revision {n}") for n in range(2, 12)]
+    assert among(alike, ("a/b", 1), "Counted twice since revision 1")
+    assert not among(alike[1:], ("a/b", 1), "Counted twice since revision 1")
+    assert not among(alike, ("a/b", 1), "Something else")
+
+
+def test_each_title_is_refused_or_not_however_its_text_is_cut():
+    world = World()
+    world.populate(40, items_each=25, seed=3)
+    rows = [row | {"id": 1, "comments": [], "content_hash": b"", "partition_at": row["created_at"]} for row in world.record()]
+    kept = ("id", "type", "state", "title", "body", "comments", "content_hash", "partition_at")
+    prompts = [asked({name: row[name] for name in kept}) for row in rows]
+    refusals = {prompt for prompt in prompts if refused(prompt)}
+    assert 0.5 < len(refusals) / (len(rows) / REFUSED_EACH) < 2
+    assert all(refused("\n".join(prompt.splitlines()[:3])) for prompt in refusals)
+
+
+async def answered(content: bytes, texts: int):
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=content, headers={"content-type": "application/json"}))
+    async with open_client("http://liar/v1", transport=transport) as client:
+        return await embed(Engine(client, "http://liar/v1", "m"), [f"text {n}" for n in range(texts)], dimensions=None, width=384)
+
+
+@pytest.mark.parametrize("texts", [1, 2, 5])
+@pytest.mark.parametrize("kind", liar.VECTORS)
+async def test_every_lie_about_vectors_is_told_from_the_truth(kind, texts):
+    """Else the proof would count as lost what no system can know to be wrong."""
+    with pytest.raises(DigestFailed):
+        await answered(liar.VECTORS[kind](texts), texts)
+
+
+async def test_vectors_in_another_order_are_the_same_vectors():
+    data = [{"object": "embedding", "index": n, "embedding": [float(n == place) for place in range(384)]} for n in range(5)]
+    truth = json.dumps({"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}}).encode()
+    shuffled = reordered(truth, random.Random(1))
+    assert [row["index"] for row in json.loads(shuffled)["data"]] != [0, 1, 2, 3, 4]
+    vectors, _ = await answered(shuffled, 5)
+    np.testing.assert_array_equal(vectors, np.eye(384, dtype=np.float32)[:5])
+
+
+async def test_the_liar_counts_its_own_answers_and_no_other():
+    """As the ledger of chaos needs it: what was passed on, late or broken off too, is in the good engine's count."""
+    asked, told = Counter[str](), Counter[str]()
+
+    async def good(_method: str, path: str, _body: bytes) -> httpx2.Response:
+        asked[path] += 1
+        return httpx2.Response(200, content=b'{"good": "answer"}')
+
+    app = application(good, 5, seconds=(0.0, 0.0))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://liar") as http:
+        for _ in range(400):
+            try:
+                told["good" if (await http.post("/v1/chat/completions", json={})).content == b'{"good": "answer"}' else "own"] += 1
+            except BrokenOff:
+                told["broken"] += 1
+        own = (await http.get("/requests")).json()
+    assert own == {"chat": told["own"]}
+    assert asked["/v1/chat/completions"] == told["good"] + told["broken"]
+    assert told["own"] > 15
+    assert told["broken"] > 4
+
+
+def test_every_kind_of_lie_and_of_slowness_is_drawn():
+    chance, batch = random.Random(0), json.dumps({"input": ["a", "b"]}).encode()
+    assert {lie("embeddings", batch, chance) for _ in range(200)} == {make(2) for make in liar.VECTORS.values()}
+    assert {lie("chat", b"", chance) for _ in range(200)} == set(liar.SUMMARIES.values())
+
+
+def test_what_is_injected_is_listed():
+    listed = catalogue()
+    assert all(told(fault) and named(fault) in listed for fault in FAULTS)
+    assert GITHUB.keys() <= standin_faults.KINDS
+    assert all(name in listed for name in (*GITHUB, *liar.SUMMARIES, *liar.VECTORS, *liar.SLOWNESS, *PLANTS))
+
+
+@dataclass
+class Place:
+    """As much of a system as a fault needs that asks the database."""
+
+    dsn: str
+    begun: list[tuple[str, dict[str, int]]] = field(default_factory=list)
+
+    def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
+        return psycopg.connect(self.dsn, autocommit=True)
+
+    @property
+    def prefect(self) -> "Place":
+        return self
+
+    def begin(self, deployment: str, parameters: dict[str, int]) -> str:
+        self.begun.append((deployment, parameters))
+        return "flow run"
+
+
+class Chosen(random.Random):
+    """Chooses what it was told to."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(0)
+        self.seconds = seconds
+
+    def choice(self, seq):
+        return next(each for each in seq if each == self.seconds)
+
+
+def test_a_shard_is_started_twice_under_one_number(dsn):
+    place = Place(dsn)
+    assert start_a_shard_twice(place, random.Random(0)) == NO_SHARD
+    with place.connect() as connection:
+        connection.execute(
+            "INSERT INTO shard (parent, number, attempt, size) VALUES (gen_random_uuid(), 1, 1, 20), (gen_random_uuid(), 1, 1, 30)"
+        )
+    start_a_shard_twice(place, random.Random(0))
+    assert place.begun == [(SHARD, {"shard": 2, "items": 30})] * 2
+
+
+async def stored(store, engines, *records):
+    async with recorded_run(store, "ingest") as run:
+        await ingest(store, read_items(*records), run)
+        await digest(store, engines, run)
+    return run.id
+
+
+@pytest.mark.parametrize(("seconds", "free"), [(AHEAD_SECONDS[1], True), (-10, False)])
+async def test_leases_run_out_when_the_databases_clock_steps_ahead(seconds, free, store, engines, row, jsonl):
+    await stored(store, engines, jsonl(row()))
+    async with store.pool.connection() as connection:
+        await connection.execute("INSERT INTO due (version_id, item_id) SELECT version_id, item_id FROM digest")
+    async with worker(store.dsn) as first, worker(store.dsn) as second:
+        assert await claim(store.pool, 1, first)
+        assert await claim(store.pool, 1, second) is None
+        step_the_databases_clock(Place(store.dsn), Chosen(seconds))
+        assert bool(await claim(store.pool, 1, second)) is free
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_every_plant_can_be_planted(name, dsn):
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(PLANTS[name].statement)
+
+
+async def test_without_a_fence_a_stale_result_is_accepted(store, engines, row, jsonl):
+    """So that the plant is what it says: with the fence, the first worker's result is refused."""
+    run = await stored(store, engines, jsonl(row()))
+    version = await active_version(store.pool)
+    for planted in (False, True):
+        async with store.pool.connection() as connection:
+            await connection.execute("INSERT INTO due (version_id, item_id) SELECT version_id, item_id FROM digest")
+            if planted:
+                await connection.execute(PLANTS["no-fence"].statement)
+        async with worker(store.dsn) as first, worker(store.dsn) as second:
+            stale = await claim(store.pool, 1, first)
+            step_the_databases_clock(Place(store.dsn), Chosen(AHEAD_SECONDS[1]))
+            assert await claim(store.pool, 1, second)
+            async with store.pool.connection() as connection:
+                cursor = await connection.execute("SELECT key, text, source FROM summary")
+                summary = Summary(*await cursor.fetchone())
+            results = [Digest(stale.items[0], summary, np.eye(384, dtype=np.float32)[0])]
+            if not planted:
+                with pytest.raises(LeaseLost):
+                    await finish_batch(store.pool, version, stale, results, (), (), run_id=run)
+                async with store.pool.connection() as connection:
+                    await connection.execute("DELETE FROM due")
+            else:
+                assert (await finish_batch(store.pool, version, stale, results, (), (), run_id=run)).embedded == 1
+
+
+async def test_a_retry_that_is_planted_digests_items_twice(store, engines, row, jsonl):
+    with psycopg.connect(store.dsn, autocommit=True) as connection:
+        connection.execute(PLANTS["retried-twice"].statement)
+    await stored(store, engines, jsonl(*(row(n) for n in range(1, 21))))
+    async with store.pool.connection() as connection:
+        assert (await (await connection.execute(TWICE)).fetchone())[0] == 2  # of twenty

@@ -1,0 +1,145 @@
+"""Every living item is a dead letter with a true reason, or digested as it is now and found.
+
+Found: its own text, embedded anew, finds it through the index as any question does, as near as a text is to itself. No other vector
+than its own is as near: so each vector is proved, and that the index leads to it. A few are asked for by their titles besides, as
+people do.
+"""
+
+import asyncio
+import contextlib
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+from psycopg.rows import dict_row
+
+from chaos.engine import refused
+from chaos.system import System
+from starsearch.embedded.engine import CONTEXT_TOKENS
+from starsearch.errors import DigestFailed, ModelNotServed, StarsearchError
+from starsearch.finder import Finder, open_finder
+from starsearch.inference.embed import embed
+from starsearch.inference.prompts import embedded_text, prompt_for
+from starsearch.models import DueItem, Found, Hit
+from starsearch.store.search import search
+
+Key = tuple[str, int]  # full name, number
+BATCH = 64
+AT_ONCE = 8
+SAME = 0.9995  # cosine of a text to itself, stored as half floats
+TITLES = 8
+FOUND_WITHIN = 50
+CROWD = 10
+TRIES = 3
+NUMBERS = re.compile(r"\d+")
+REFUSED = "HTTP 400"
+DIGESTED = (
+    "SELECT r.full_name, i.number, i.title, s.text FROM digest d JOIN index_version v ON v.id = d.version_id AND v.status = 'active' "
+    "JOIN item i ON i.id = d.item_id AND i.partition_at = d.partition_at AND i.content_hash = d.content_hash "
+    "JOIN repository r ON r.id = i.repository_id JOIN summary s ON s.key = d.summary_key WHERE i.tombstoned_at IS NULL"
+)
+DEAD = (
+    "SELECT r.full_name, i.number, x.reason FROM dead_letter x JOIN item i ON i.id = x.item_id AND i.content_hash = x.content_hash "
+    "JOIN repository r ON r.id = i.repository_id WHERE i.tombstoned_at IS NULL"
+)
+STORED = (
+    "SELECT r.full_name, i.number, i.id, i.type, i.state, i.title, i.body, i.comments, i.content_hash, i.partition_at FROM item i "
+    "JOIN repository r ON r.id = i.repository_id WHERE i.tombstoned_at IS NULL AND i.stored_at IS NOT NULL"
+)
+
+
+def findable(system: System) -> list[str]:
+    living = {(row["repo"], row["number"]): row["title"] for row in system.control.record()}
+    with system.connect() as connection:
+        texts = {(repo, number): embedded_text(title, text) for repo, number, title, text in connection.execute(DIGESTED)}
+        dead = {(repo, number): reason for repo, number, reason in connection.execute(DEAD)}
+        with connection.cursor(row_factory=dict_row) as cursor:
+            stored = cursor.execute(STORED).fetchall()
+    refusals = {(row.pop("full_name"), row.pop("number")) for row in stored if refused(asked(row))}
+    found = [*unaccounted(living, texts, dead, refusals)]
+    try:
+        found += asyncio.run(_search(system, living, texts))
+    except StarsearchError as error:
+        found.append(f"search does not work: {error}")
+    return found
+
+
+def asked(row: Mapping[str, Any]) -> str:
+    """What an engine is asked of a stored item."""
+    fields = {name: value for name, value in row.items() if name not in {"full_name", "number"}}
+    item = DueItem(**fields | {"comments": tuple(comment["body"] for comment in row["comments"])})
+    return prompt_for(item, context_tokens=CONTEXT_TOKENS).user
+
+
+def unaccounted(living: Mapping[Key, str], texts: Mapping[Key, str], dead: Mapping[Key, str], refusals: set[Key]) -> list[str]:
+    """Living items that are neither digested as they are nor dead letters, and dead letters for a refusal that nobody spoke, or without."""
+    return [
+        *named("items neither digested as they are nor dead letters", living.keys() - texts.keys() - dead.keys()),
+        *named("items digested and dead letters at once", texts.keys() & dead.keys()),
+        *named("items that every engine refuses, and no dead letters", refusals & living.keys() - dead.keys()),
+        *named("dead letters for a refusal that nobody spoke", {key for key, reason in dead.items() if reason == REFUSED} - refusals),
+    ]
+
+
+def named(sentence: str, keys: set[Key]) -> list[str]:
+    """One finding, with some of the items; none where there are none."""
+    return [f"{len(keys)} {sentence}, such as {', '.join(map(str, sorted(keys)[:3]))}"] if keys else []
+
+
+async def _search(system: System, living: Mapping[Key, str], texts: Mapping[Key, str]) -> list[str]:
+    keys = sorted(living.keys() & texts.keys())
+    sample = random.Random(system.seed).sample(keys, min(TITLES, len(keys)))
+    async with open_finder(system.settings) as finder:
+        lost = await _lost(finder, {key: texts[key] for key in keys})
+        untitled = {key for key in sample if not among(await _by_title(finder, living[key]), key, living[key])}
+    print(f"searched: {len(keys)} items by their own texts, {len(sample)} by their titles", flush=True)
+    return [*named("items that their own text does not find", lost), *named("items that their own title does not find", untitled)]
+
+
+async def _lost(finder: Finder, texts: Mapping[Key, str]) -> set[Key]:
+    places, lost = asyncio.Semaphore(AT_ONCE), set[Key]()
+
+    async def look(key: Key, vector: NDArray[Any]) -> None:
+        async with places:
+            found = await search(finder.pool, finder.version, texts[key], vector, mode="vector", limit=FOUND_WITHIN)
+        if not itself(found, key):
+            lost.add(key)
+
+    every = list(texts)
+    for start in range(0, len(every), BATCH):
+        keys = every[start : start + BATCH]
+        vectors = await _embedded(finder, [texts[key] for key in keys])
+        await asyncio.gather(*(look(key, vector) for key, vector in zip(keys, vectors, strict=True)))
+    return lost
+
+
+def itself(found: Found, key: Key) -> bool:
+    """Whether an item is among the hits, as near as a text is to itself."""
+    return any((hit.repo, hit.number) == key and (hit.scores["vector"] or 0.0) >= SAME for hit in found.hits)
+
+
+async def _embedded(finder: Finder, texts: Sequence[str]) -> NDArray[Any]:
+    """One engine lies, so an answer may be refused; not three times."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(DigestFailed, ModelNotServed):
+            return (await embed(await finder.engine(), texts, dimensions=None))[0]
+    return (await embed(await finder.engine(), texts, dimensions=None))[0]
+
+
+async def _by_title(finder: Finder, title: str) -> list[Hit]:
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(DigestFailed, ModelNotServed):
+            return (await finder.find(title, mode="vector", limit=FOUND_WITHIN)).hits
+    return (await finder.find(title, mode="vector", limit=FOUND_WITHIN)).hits
+
+
+def among(hits: Sequence[Hit], key: Key, title: str) -> bool:
+    """An item among the first of all (within a small repository each would be, whatever its vector), or crowded out.
+
+    Crowded out: ten others stand before it whose titles differ from its own in numbers alone, as those of changed items do: vectors of
+    titles hardly tell them apart.
+    """
+    alike = sum(NUMBERS.sub("", hit.title) == NUMBERS.sub("", title) for hit in hits)
+    return alike >= CROWD or key in {(hit.repo, hit.number) for hit in hits}
