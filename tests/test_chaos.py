@@ -1,10 +1,13 @@
 """What makes a seed replay, what is injected, and how much is too much; the rest of chaos/ is proved by its plants."""
 
+import asyncio
 import errno
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -15,19 +18,23 @@ from chaos import liar
 from chaos.__main__ import catalogue
 from chaos.disk import small_disk
 from chaos.engine import REFUSED_EACH, refused
+from chaos.engine import Engine as RefusingEngine
 from chaos.faults import AHEAD_SECONDS, FAULTS, GITHUB, NO_SHARD, named, schedule, start_a_shard_twice, step_the_databases_clock, told
-from chaos.finding import SAME, among, asked, itself, unaccounted
+from chaos.finding import SAME, among, asked, findable, itself, unaccounted
 from chaos.ledger import Seen, Total, disagreements, unlike
 from chaos.liar import BrokenOff, application, lie, reordered
 from chaos.orchestration import SHARD
 from chaos.plants import PLANTS
 from chaos.proof import TWICE, excess
+from starsearch.engines import open_engines
 from starsearch.errors import DigestFailed, LeaseLost
 from starsearch.inference.client import Engine, open_client
 from starsearch.inference.embed import embed
 from starsearch.jsonl import read_items
 from starsearch.models import Found, Hit, Summary
 from starsearch.pipeline import digest, ingest, recorded_run
+from starsearch.settings import Settings
+from starsearch.storage import open_store
 from starsearch.store.digests import Digest, finish_batch
 from starsearch.store.leases import claim, worker
 from starsearch.store.versions import active_version
@@ -326,3 +333,41 @@ async def test_a_retry_that_is_planted_digests_items_twice(store, engines, row, 
     await stored(store, engines, jsonl(*(row(n) for n in range(1, 21))))
     async with store.pool.connection() as connection:
         assert (await (await connection.execute(TWICE)).fetchone())[0] == 2  # of twenty
+
+
+@dataclass
+class Proved(Place):
+    """As much of a system as the search for every item needs."""
+
+    settings: Settings | None = None
+    record: Callable[[], list[dict[str, Any]]] = list
+    seed: int = 1
+
+    @property
+    def control(self) -> "Proved":
+        return self
+
+
+REFUSED_TITLE = next(title for n in range(1_000) if refused(f"<item>\n{(title := f'Totals are wrong in report {n}')}\n"))
+PLANTED = {
+    "nothing": ("SELECT 1", []),
+    "dead letters dropped": ("DELETE FROM dead_letter", ["neither digested", "that every engine refuses, and no dead letters"]),
+    "another's vector": (
+        "UPDATE digest SET embedding = (SELECT embedding FROM digest WHERE item_id = 1) WHERE item_id = 2",
+        ["1 items that their own text does not find, such as ('quillcap/marlframe', 2)"],
+    ),
+    "a digest of an older text": ("UPDATE digest SET content_hash = 'older' WHERE item_id = 3", ["1 items neither digested"]),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+async def test_every_item_is_searched_for(planted, monkeypatch, settings, row, jsonl, dsn):
+    monkeypatch.setattr("starsearch.embedded.engine.EmbeddedEngine", RefusingEngine)
+    records = [row(n, title=REFUSED_TITLE if n == 7 else f"Report {n} of {n * 7919} fails") for n in range(1, 21)]
+    async with open_store(settings) as store, open_engines(settings) as engines:
+        await stored(store, engines, jsonl(*records))
+    statement, said = PLANTED[planted]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement)
+    found = await asyncio.to_thread(findable, Proved(dsn, settings=settings, record=lambda: records))
+    assert [words in finding for finding, words in zip(found, said, strict=True)] == [True for _ in said]
