@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 from psycopg.rows import dict_row
@@ -18,13 +19,16 @@ from psycopg.rows import dict_row
 from chaos.engine import refused
 from chaos.system import System
 from starsearch.embedded.engine import CONTEXT_TOKENS
-from starsearch.errors import DigestFailed, ModelNotServed, StarsearchError
+from starsearch.engines import open_embedding
+from starsearch.errors import DigestFailed, EngineUnavailable, ModelNotServed, StarsearchError
 from starsearch.finder import Finder, open_finder
+from starsearch.inference.client import Engine
 from starsearch.inference.embed import embed
 from starsearch.inference.prompts import embedded_text, prompt_for
 from starsearch.models import DueItem, Found, Hit
 from starsearch.store.search import search
 
+T = TypeVar("T")
 Key = tuple[str, int]  # full name, number
 BATCH = 64
 AT_ONCE = 8
@@ -91,14 +95,14 @@ def named(sentence: str, keys: set[Key]) -> list[str]:
 async def _search(system: System, living: Mapping[Key, str], texts: Mapping[Key, str]) -> list[str]:
     keys = sorted(living.keys() & texts.keys())
     sample = random.Random(system.seed).sample(keys, min(TITLES, len(keys)))
-    async with open_finder(system.settings) as finder:
-        lost = await _lost(finder, {key: texts[key] for key in keys})
+    async with open_finder(system.settings) as finder, open_embedding(system.settings) as engine:
+        lost = await _lost(finder, engine, {key: texts[key] for key in keys})
         untitled = {key for key in sample if not among(await _by_title(finder, living[key]), key, living[key])}
     print(f"searched: {len(keys)} items by their own texts, {len(sample)} by their titles", flush=True)
     return [*named("items that their own text does not find", lost), *named("items that their own title does not find", untitled)]
 
 
-async def _lost(finder: Finder, texts: Mapping[Key, str]) -> set[Key]:
+async def _lost(finder: Finder, engine: Engine, texts: Mapping[Key, str]) -> set[Key]:
     places, lost = asyncio.Semaphore(AT_ONCE), set[Key]()
 
     async def look(key: Key, vector: NDArray[Any]) -> None:
@@ -110,7 +114,7 @@ async def _lost(finder: Finder, texts: Mapping[Key, str]) -> set[Key]:
     every = list(texts)
     for start in range(0, len(every), BATCH):
         keys = every[start : start + BATCH]
-        vectors = await _embedded(finder, [texts[key] for key in keys])
+        vectors, _ = await _answered(partial(embed, engine, [texts[key] for key in keys], dimensions=None, width=finder.version.dimensions))
         await asyncio.gather(*(look(key, vector) for key, vector in zip(keys, vectors, strict=True)))
     return lost
 
@@ -120,19 +124,16 @@ def itself(found: Found, key: Key) -> bool:
     return any((hit.repo, hit.number) == key and (hit.scores["vector"] or 0.0) >= SAME for hit in found.hits)
 
 
-async def _embedded(finder: Finder, texts: Sequence[str]) -> NDArray[Any]:
-    """One engine lies, so an answer may be refused; not three times."""
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(DigestFailed, ModelNotServed):
-            return (await embed(await finder.engine(), texts, dimensions=None))[0]
-    return (await embed(await finder.engine(), texts, dimensions=None))[0]
-
-
 async def _by_title(finder: Finder, title: str) -> list[Hit]:
+    return (await _answered(lambda: finder.find(title, mode="vector", limit=FOUND_WITHIN))).hits
+
+
+async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """One engine lies or breaks off, so an answer may be refused or late; not three times."""
     for _ in range(TRIES - 1):
-        with contextlib.suppress(DigestFailed, ModelNotServed):
-            return (await finder.find(title, mode="vector", limit=FOUND_WITHIN)).hits
-    return (await finder.find(title, mode="vector", limit=FOUND_WITHIN)).hits
+        with contextlib.suppress(DigestFailed, ModelNotServed, EngineUnavailable):
+            return await ask()
+    return await ask()
 
 
 def among(hits: Sequence[Hit], key: Key, title: str) -> bool:
