@@ -6,7 +6,7 @@ import sys
 import time
 
 from chaos import cluster_faults
-from chaos.faults import FAULTS, GITHUB, MEAN_GAP_SECONDS, named, schedule, told
+from chaos.faults import FAULTS, GITHUB, MEAN_GAP_SECONDS, name_of, schedule, told
 from chaos.kubernetes import OnKubernetes
 from chaos.liar import LIE_RATE, SLOW_RATE, SLOWNESS, SUMMARIES, VECTORS
 from chaos.orchestration import Orchestration
@@ -70,7 +70,7 @@ def main() -> int:
 def catalogue() -> str:
     """What is injected, and what is planted."""
     parts = {
-        "Faults, and how often each is drawn": {f"{named(fault)} ({weight})": told(fault) for fault, weight in FAULTS.items()},
+        "Faults, and how often each is drawn": {f"{name_of(fault)} ({weight})": told(fault) for fault, weight in FAULTS.items()},
         "GitHub, when it is disturbed": GITHUB,
         f"One engine of four, of {LIE_RATE:.0%} of its summaries": dict.fromkeys(SUMMARIES, "a lie"),
         f"and of {LIE_RATE:.0%} of its vectors": dict.fromkeys(VECTORS, "a lie"),
@@ -86,7 +86,7 @@ def break_things(system: System, seconds: float, gap: float) -> None:
     for at, fault, chance in schedule(system.seed, seconds, gap, faults):
         work(system, until=begun + at)
         outcome = fault(system, chance)
-        system.faults[named(fault)] += 1
+        system.faults[name_of(fault)] += 1
         print(f"{time.monotonic() - begun:6.1f} s  {outcome}", flush=True)
     work(system, until=begun + seconds)
 

@@ -49,7 +49,7 @@ QUIET_SECONDS = 5.0  # until the first fault
 Fault = Callable[[System, random.Random], str]
 
 
-def named(fault: Fault) -> str:
+def name_of(fault: Fault) -> str:
     return fault.__name__.replace("_", " ")
 
 

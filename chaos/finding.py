@@ -1,15 +1,15 @@
 """Every living item is a dead letter with a true reason, or digested as it is now and found.
 
 Found: its own text, embedded anew, finds it through the index as any question does, as near as a text is to itself. No other vector
-than its own is as near: so each vector is proved, and that the index leads to it. A few are asked for by their titles besides, as
-people do.
+is as near, but that of a text that is all but the same: so each vector is proved, and that the index leads to it. A few are asked for
+by their titles besides, as people do.
 """
 
 import asyncio
 import contextlib
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ SAME = 0.9995  # cosine of a text to itself, stored as half floats
 TITLES = 8
 FOUND_WITHIN = 50
 CROWD = 10
+SHOWN = 3
 TRIES = 3
 NUMBERS = re.compile(r"\d+")
 REFUSED = "HTTP 400"
@@ -87,9 +88,9 @@ def unaccounted(living: Mapping[Key, str], texts: Mapping[Key, str], dead: Mappi
     ]
 
 
-def named(sentence: str, keys: set[Key]) -> list[str]:
+def named(sentence: str, keys: Collection[Any]) -> list[str]:
     """One finding, with some of the items; none where there are none."""
-    return [f"{len(keys)} {sentence}, such as {', '.join(map(str, sorted(keys)[:3]))}"] if keys else []
+    return [f"{len(keys)} {sentence}, such as {', '.join(map(str, sorted(keys)[:SHOWN]))}"] if keys else []
 
 
 async def _search(system: System, living: Mapping[Key, str], texts: Mapping[Key, str]) -> list[str]:

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from chaos.faults import NO_SHARD, start_a_shard_twice
-from chaos.finding import REFUSED, asked, findable
+from chaos.finding import REFUSED, SHOWN, asked, findable, named
 from chaos.ledger import accounts
 from chaos.orchestration import CRAWL, REAP
 from chaos.system import System, wait_until
@@ -26,7 +26,6 @@ from starsearch.models import clean, parse_item
 from tests.standin.oracle import compare, marks_ahead, stored_items
 
 SINCE = datetime(2000, 1, 1, tzinfo=UTC)
-SHOWN = 3
 HOUR_SECONDS = 120.0  # and a second for each five items
 REAPED_SECONDS = 200.0
 TRIES = 3
@@ -132,21 +131,17 @@ async def _look(system: System) -> list[str]:
     async with await AsyncConnection.connect(system.server.dsn, autocommit=True) as connection:
         compared = await compare(connection, record)
         found = [
-            *_named("items missed, or stored as they were", compared.missed),
-            *_named("living items buried", compared.false_tombstones),
-            *_named("items stored that are gone", compared.left),
-            *_named("marks ahead of their items", await marks_ahead(connection, record, since=SINCE)),
-            *_named("items whose content hash is not their text's", await _wrong_hashes(connection, record)),
-            *_named("items with a summary that is not theirs", await _wrong_summaries(connection)),
+            *named("items missed, or stored as they were", compared.missed),
+            *named("living items buried", compared.false_tombstones),
+            *named("items stored that are gone", compared.left),
+            *named("marks ahead of their items", await marks_ahead(connection, record, since=SINCE)),
+            *named("items whose content hash is not their text's", await _wrong_hashes(connection, record)),
+            *named("items with a summary that is not theirs", await _wrong_summaries(connection)),
         ]
         for sentence, query in (("items digested twice", TWICE), ("empty summaries", EMPTY), ("leases left", LEASED)):
             number = await _number(connection, query)
             found += [f"{number} {sentence}"] if number else []
         return [*found, *await _dead_letters(connection), *await accounts(system, connection)]
-
-
-def _named(sentence: str, keys: list[Any]) -> list[str]:
-    return [f"{len(keys)} {sentence}, such as {', '.join(map(str, keys[:SHOWN]))}"] if keys else []
 
 
 async def _wrong_hashes(connection: AsyncConnection, record: list[dict[str, Any]]) -> list[tuple[str, int]]:

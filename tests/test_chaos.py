@@ -19,7 +19,7 @@ from chaos.__main__ import catalogue
 from chaos.disk import small_disk
 from chaos.engine import REFUSED_EACH, refused
 from chaos.engine import Engine as RefusingEngine
-from chaos.faults import AHEAD_SECONDS, FAULTS, GITHUB, NO_SHARD, named, schedule, start_a_shard_twice, step_the_databases_clock, told
+from chaos.faults import AHEAD_SECONDS, FAULTS, GITHUB, NO_SHARD, name_of, schedule, start_a_shard_twice, step_the_databases_clock, told
 from chaos.finding import SAME, among, asked, findable, itself, unaccounted
 from chaos.ledger import Seen, Total, disagreements, unlike
 from chaos.liar import BrokenOff, application, lie, reordered
@@ -230,7 +230,7 @@ def test_every_kind_of_lie_and_of_slowness_is_drawn():
 
 def test_what_is_injected_is_listed():
     listed = catalogue()
-    assert all(told(fault) and named(fault) in listed for fault in FAULTS)
+    assert all(told(fault) and name_of(fault) in listed for fault in FAULTS)
     assert GITHUB.keys() <= standin_faults.KINDS
     assert all(name in listed for name in (*GITHUB, *liar.SUMMARIES, *liar.VECTORS, *liar.SLOWNESS, *PLANTS))
 
