@@ -241,6 +241,7 @@ class Place:
 
     dsn: str
     begun: list[tuple[str, dict[str, int]]] = field(default_factory=list)
+    answers: bool = True
 
     def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         return psycopg.connect(self.dsn, autocommit=True)
@@ -249,9 +250,9 @@ class Place:
     def prefect(self) -> "Place":
         return self
 
-    def begin(self, deployment: str, parameters: dict[str, int]) -> str:
+    def begin(self, deployment: str, parameters: dict[str, int]) -> str | None:
         self.begun.append((deployment, parameters))
-        return "flow run"
+        return "flow run" if self.answers else None
 
 
 class Chosen(random.Random):
@@ -274,6 +275,7 @@ def test_a_shard_is_started_twice_under_one_number(dsn):
         )
     start_a_shard_twice(place, random.Random(0))
     assert place.begun == [(SHARD, {"shard": 2, "items": 30})] * 2
+    assert start_a_shard_twice(replace(place, answers=False), random.Random(0)) == NO_SHARD  # and is tried again
 
 
 async def stored(store, engines, *records):
