@@ -6,8 +6,10 @@ what then does not work, or is not safe: they were made from 15 mutants of the v
 
 import itertools
 import json
+import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -39,14 +41,20 @@ EFFECTS = {"NoSchedule", "PreferNoSchedule", "NoExecute"}
 SPARE_SECONDS = 15  # beside preStop and the server's own shutdown
 BUILT_IN_PRIORITIES = {"system-node-critical", "system-cluster-critical"}
 PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+INGRESS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}}
 
 Manifest = dict[str, Any]
 
 
 @cache
-def rendered(overlay: str) -> str:
-    """The objects of a folder of k8s/, as `kubectl kustomize` renders them."""
-    done = subprocess.run(["kubectl", "kustomize", str(K8S / overlay)], capture_output=True, text=True, timeout=120, check=False)
+def rendered(overlay: str, *components: str) -> str:
+    """The objects of a folder of k8s/, as `kubectl kustomize` renders them; with components: in an overlay of one's own."""
+    with tempfile.TemporaryDirectory() as own:
+        at = {folder: os.path.relpath(K8S / folder, Path(own).resolve()) for folder in (overlay, *components)}
+        listed = {"resources": [at[overlay]], "components": [at[component] for component in components]}
+        Path(own, "kustomization.yaml").write_text(yaml.safe_dump(listed))
+        folder = own if components else str(K8S / overlay)
+        done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -101,6 +109,8 @@ def _of(manifest: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
         yield from _binding(manifest, all_of_them)
     if manifest["kind"] == "NetworkPolicy":
         yield from _policy(manifest)
+    if manifest["kind"] == "Ingress":
+        yield from _ingress(manifest, all_of_them)
     if manifest["kind"] == "PodMonitor":
         yield from _monitor(manifest, all_of_them)
     if manifest["kind"] == "PrometheusRule":
@@ -219,6 +229,44 @@ def _policy(policy: Manifest) -> Iterator[str]:
             yield "lets another namespace reach every pod or every port"
 
 
+def _ingress(ingress: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
+    """Whoever comes from outside has TLS, reaches pods of ours, and is asked for a key by `serve`, in the Authorization header."""
+    spec, secured = ingress["spec"], {host for each in ingress["spec"].get("tls", ()) for host in each["hosts"]}
+    if any(key.endswith("/auth-type") for key in ingress["metadata"].get("annotations", {})):
+        yield "asks for a login in the Authorization header, which carries the keys"
+    for rule in spec["rules"]:
+        if rule.get("host") not in secured:
+            yield f"host {rule.get('host')} has no TLS"
+        for backend in {json.dumps(path["backend"]["service"]) for path in rule["http"]["paths"]}:
+            yield from _backend(_namespace(ingress), json.loads(backend), all_of_them)
+
+
+def _backend(namespace: str | None, backend: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
+    here = [each for each in all_of_them if _namespace(each) == namespace]
+    services = [each["spec"] for each in here if each["kind"] == "Service" and each["metadata"]["name"] == backend["name"]]
+    ports = [
+        port
+        for service in services
+        for port in service["ports"]
+        if backend["port"] in ({"name": port.get("name")}, {"number": port["port"]})
+    ]
+    if not ports:
+        yield f"leads to {backend}, which is not there"
+        return
+    pods = [pod for each in here if (pod := pod_of(each)) and services[0]["selector"].items() <= pod["metadata"]["labels"].items()]
+    policies = [each["spec"] for each in here if each["kind"] == "NetworkPolicy"]
+    for pod in pods:
+        if not _lets_in(policies, INGRESS, pod["metadata"]["labels"], {"port": ports[0].get("targetPort", ports[0]["port"])}):
+            yield f"no policy lets the ingress controller reach {backend}"
+        if any("--anyone" in container.get("command", ()) for container in pod["spec"]["containers"]):
+            yield f"{backend['name']} asks nobody for a key"
+
+
+def _lets_in(policies: Iterable[Manifest], peer: Manifest, labels: dict[str, str], port: Manifest) -> bool:
+    rules = [rule for policy in policies if _selects(policy["podSelector"], labels) for rule in policy.get("ingress", ())]
+    return any(peer in rule["from"] and port in rule.get("ports", [port]) for rule in rules)
+
+
 def _monitor(monitor: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
     """Prometheus has to get through the policies of its pods' namespace."""
     wanted, here = monitor["spec"]["selector"], [each for each in all_of_them if _namespace(each) == _namespace(monitor)]
@@ -227,8 +275,7 @@ def _monitor(monitor: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str
     if not pods:
         yield f"selects no pod of ours: {wanted}"
     for labels, port in itertools.product(pods, [{"port": each["port"]} for each in monitor["spec"]["podMetricsEndpoints"]]):
-        rules = [rule for policy in policies if _selects(policy["podSelector"], labels) for rule in policy.get("ingress", ())]
-        if not any(PROMETHEUS in rule["from"] and port in rule.get("ports", [port]) for rule in rules):
+        if not _lets_in(policies, PROMETHEUS, labels, port):
             yield f"no policy lets Prometheus reach {port} of {labels}"
 
 

@@ -6,29 +6,35 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import uvicorn
 import yaml
 from prefect.settings import get_current_settings
 
 from deployments.one_machine import SERVER_SETTINGS
+from starsearch.web import api, pages
+from starsearch.web.app import build_app
+from starsearch.web.metrics import Metrics
+from starsearch.web.serve import access_for
 from tasks import quiet
 from tests.k8s.alerts import faults
 from tests.k8s.manifests import K8S, Manifest, lint, problems, read, rendered
 
 ROOT = K8S.parent
-OVERLAYS = ("base", "overlays/local", "overlays/aks")
+OVERLAYS = (("base",), ("overlays/local",), ("overlays/aks",), ("base", "overlays/ingress"), ("overlays/aks", "overlays/ingress"))
 POOLS = ("starsearch", "starsearch-shards")
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here to render the manifests with")
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids="+".join)
 def test_everything_that_is_applied_together_fits_together(overlay):
-    manifests = read(rendered(overlay))
+    manifests = read(rendered(*overlay))
     assert len(manifests) > 30
     assert problems(manifests) == []
 
@@ -48,10 +54,10 @@ def test_every_file_is_listed_by_its_folder(folder):
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", OVERLAYS, ids="+".join)
 def test_only_the_prefetch_job_sees_the_hugging_face_token(overlay):
-    holders = [each["metadata"]["name"] for each in read(rendered(overlay)) if "hf-token" in json.dumps(each)]
-    assert holders == ([] if overlay == "overlays/local" else ["model-prefetch"])
+    holders = [each["metadata"]["name"] for each in read(rendered(*overlay)) if "hf-token" in json.dumps(each)]
+    assert holders == ([] if "overlays/local" in overlay else ["model-prefetch"])
 
 
 @needs_kubectl
@@ -194,6 +200,76 @@ def test_a_policy_that_is_too_wide_or_keeps_prometheus_out_is_found(mutate):
     manifests = copy.deepcopy(read(rendered("base")))
     mutate(next(each for each in manifests if each["metadata"]["name"] == "search-callers"))
     assert problems(manifests)
+
+
+INSIDE = {"/healthz", "/readyz", "/metrics"}  # no key is asked for there
+
+
+def test_the_ingress_offers_what_serve_asks_a_key_for_and_nothing_else():
+    access = access_for("0.0.0.0", anyone=False, requests_per_minute=1)
+    assert access.keys_required
+    app = build_app(SimpleNamespace(metrics=Metrics(), pool=None), access)._app
+    [rule] = read((K8S / "overlays/ingress/ingress.yaml").read_text())[0]["spec"]["rules"]
+    offered = [(path["path"], path["pathType"]) for path in rule["http"]["paths"]]
+    asked = {route.path for route in (*app.routes, *api.router.routes, *pages.router.routes) if hasattr(route, "path")}
+    assert {"/", "/mcp", "/static", "/v1/search", "/ask"} | INSIDE <= asked
+    assert {path for path in asked if not any(_leads(*each, path) for each in offered)} == INSIDE
+
+
+def _leads(offered: str, kind: str, path: str) -> bool:
+    return path == offered or (kind == "Prefix" and path.startswith(f"{offered}/"))
+
+
+@needs_kubectl
+@pytest.mark.parametrize("components", [(), ("overlays/ingress",)], ids=["alone", "ingress"])
+def test_who_asks_is_told_by_the_ingress_only_where_there_is_one(components, monkeypatch):
+    search = next(
+        each for each in read(rendered("base", *components)) if each["kind"] == "Deployment" and each["metadata"]["name"] == "search"
+    )
+    for variable in search["spec"]["template"]["spec"]["containers"][0]["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "secret"))
+    assert ("*" in uvicorn.Config("app").forwarded_allow_ips) == bool(components)
+
+
+def _login_of_its_own(ingress):
+    ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/auth-type"] = "basic"
+
+
+def _without_tls(ingress):
+    ingress["spec"]["tls"][0]["hosts"] = ["example.com"]
+
+
+def _other_namespace(ingress):
+    ingress["metadata"]["namespace"] = "vllm-ns"
+
+
+def _no_such_port(ingress):
+    ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"] = {"number": 8080}
+
+
+def _what_lets_nobody_in(ingress):
+    for path in ingress["spec"]["rules"][0]["http"]["paths"]:
+        path["backend"]["service"] = {"name": "prefect", "port": {"name": "http"}}
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    "mutate",
+    [_login_of_its_own, _without_tls, _other_namespace, _no_such_port, _what_lets_nobody_in],
+    ids=lambda mutate: mutate.__name__.strip("_"),
+)
+def test_an_ingress_that_leads_nowhere_or_keeps_keys_out_is_found(mutate):
+    manifests = copy.deepcopy(read(rendered("base", "overlays/ingress")))
+    mutate(next(each for each in manifests if each["kind"] == "Ingress"))
+    assert any("Ingress/search" in problem for problem in problems(manifests))
+
+
+@needs_kubectl
+def test_an_ingress_to_a_search_that_asks_nobody_for_a_key_is_found():
+    manifests = copy.deepcopy(read(rendered("base", "overlays/ingress")))
+    search = next(each for each in manifests if each["kind"] == "Deployment" and each["metadata"]["name"] == "search")
+    search["spec"]["template"]["spec"]["containers"][0]["command"].append("--anyone")
+    assert any("asks nobody for a key" in problem for problem in problems(manifests))
 
 
 def test_a_key_that_is_there_twice_is_found():
