@@ -24,7 +24,9 @@ PREFIX = "STARSEARCH_"
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB_HOST = "api.github.com"
 OPENAI_HOST = "api.openai.com"
-SECRETS = ("LLM_API_KEY", "EMBEDDING_API_KEY", "ENGINE_API_KEYS", "DATABASE_URL", "GITHUB_TOKENS", "GITHUB_APP_PRIVATE_KEY")
+SECRETS = (
+    "LLM_API_KEY", "EMBEDDING_API_KEY", "ENGINE_API_KEYS", "SERVED_ENGINE_KEY", "DATABASE_URL", "GITHUB_TOKENS", "GITHUB_APP_PRIVATE_KEY",
+)  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -51,6 +53,7 @@ class Settings(BaseSettings):
     engine_api_keys: SecretStr | None = Field(
         None, description="host=key, comma-separated: for engines of index versions that the settings above do not name any more."
     )
+    served_engine_key: SecretStr | None = Field(None, description="What `starsearch engine` asks everybody for; default: nothing.")
     engine_timeout_seconds: float = Field(120, gt=0, description="For one request to an engine.")
     engine_patience_seconds: float = Field(120, ge=0, description="How long a request is tried again while engines are overloaded or gone.")
     concurrency: int = Field(32, ge=1, le=64, description="Summary requests in flight; above 64 the client slows down.")

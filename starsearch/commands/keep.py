@@ -180,11 +180,15 @@ async def _purge(settings: Settings, target: "Target", dry_run: bool, json: bool
 
 
 def engine(port: Annotated[int, typer.Option(min=0, max=65535)] = 8000, host: Annotated[str, typer.Option()] = "127.0.0.1") -> None:
-    """Serve the embedded engine: an OpenAI-compatible API that needs no GPU. GET /requests tells how many it answered."""
+    """Serve the embedded engine: an OpenAI-compatible API that needs no GPU. GET /requests tells how many it answered.
+
+    With STARSEARCH_SERVED_ENGINE_KEY (or …_FILE) it answers only whoever sends that key; /health answers everybody.
+    """
     import uvicorn
 
     from starsearch.embedded.engine import EmbeddedEngine
 
     settings = read_settings()
-    typer.echo(f"embedded engine on http://{host}:{port}/v1", err=True)
-    uvicorn.run(EmbeddedEngine(settings.home / "cache").app, host=host, port=port, log_level="warning", log_config=None)
+    key = settings.served_engine_key.get_secret_value() if settings.served_engine_key else None
+    typer.echo(f"embedded engine on http://{host}:{port}/v1 for {'whoever has its key' if key else 'everybody'}", err=True)
+    uvicorn.run(EmbeddedEngine(settings.home / "cache", key).app, host=host, port=port, log_level="warning", log_config=None)

@@ -6,6 +6,7 @@ Protocol: https://platform.openai.com/docs/api-reference (models, chat/completio
 
 import asyncio
 import base64
+import hmac
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 import orjson
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from starsearch import extractive
 from starsearch.embedded.minilm import DIMENSIONS, MODEL, MiniLM
@@ -28,14 +31,17 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class EmbeddedEngine:
-    """Counts its requests by path, and the tokens it answered for, so that they can be compared with the ledger."""
+    """Counts its requests by path, and the tokens it answered for, so that they can be compared with the ledger.
 
-    def __init__(self, cache: Path) -> None:
+    With a key it answers whoever sends that, as a Bearer token; /health answers everybody.
+    """
+
+    def __init__(self, cache: Path, key: str | None = None) -> None:
         self._cache = cache
         self._model: MiniLM | None = None
         self._loading = asyncio.Lock()
         self.requests: Counter[str] = Counter()
-        self.app = Starlette(
+        app = Starlette(
             routes=[
                 Route("/v1/models", self.models),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -44,6 +50,7 @@ class EmbeddedEngine:
                 Route("/health", self.health),
             ]
         )
+        self.app: ASGIApp = _Keyed(app, key) if key else app
 
     async def models(self, _: Request) -> Response:
         names = (extractive.MODEL, MODEL)
@@ -119,6 +126,24 @@ class EmbeddedEngine:
         return self._model
 
 
+class _Keyed:
+    """In front of everything but a probe, which has no key."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app, self._key = app, key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self._app(scope, receive, send)
+            return
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._key):
+            await self._app(scope, receive, send)
+        else:
+            why = "this is not the engine's key" if token else "send the engine's key: Authorization: Bearer KEY"
+            await _error(401, f"{why} (its STARSEARCH_SERVED_ENGINE_KEY)")(scope, receive, send)
+
+
 def _list(vector: Any) -> Any:
     return vector.tolist()
 
@@ -137,5 +162,5 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 def _error(status: int, message: str) -> Response:
-    kind = "invalid_request_error"
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
     return _json({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)

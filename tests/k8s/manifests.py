@@ -138,6 +138,8 @@ def _workload(manifest: Manifest, pod: Manifest, all_of_them: Sequence[Manifest]
     volumes = {volume["name"] for volume in spec.get("volumes", ())} | set(claimed)
     for container in (*spec.get("initContainers", ()), *spec["containers"]):
         yield from (f"{container['name']}: {problem}" for problem in _container(container, volumes, spec))
+        if manifest["metadata"].get("namespace") == "vllm-ns" and container.get("ports"):
+            yield from (f"{container['name']}: {problem}" for problem in _engine(container))
 
 
 def _references(manifest: Manifest, spec: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
@@ -179,6 +181,17 @@ def _container(container: Manifest, volumes: set[str], spec: Manifest) -> Iterat
             yield f"mounts {mount['name']!r}, which is no volume"
     yield from _resources(container.get("resources", {}))
     yield from _drain(container, spec)
+
+
+def _engine(container: Manifest) -> Iterator[str]:
+    """It asks for the key in the secret; a probe has none, and would be refused where that is asked for."""
+    wanted = "STARSEARCH_SERVED_ENGINE_KEY" if container.get("command", ())[:2] == ["starsearch", "engine"] else "VLLM_API_KEY"
+    from_secrets = {each["name"] for each in container.get("env", ()) if "secretKeyRef" in each.get("valueFrom", {})}
+    if wanted not in from_secrets:
+        yield f"answers everybody: {wanted} comes from no secret"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        if (path := container.get(probe, {}).get("httpGet", {}).get("path")) != "/health":
+            yield f"{probe} asks {path}, which asks for the key"
 
 
 def _resources(resources: Manifest) -> Iterator[str]:

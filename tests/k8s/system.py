@@ -43,6 +43,7 @@ from tests.standin.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD = 375
+ENGINE_KEY = "the-engines-key"
 QUERY_SECONDS = 2  # how often a worker asks for runs here
 GPU_NODES = ("gpu-2", "gpu-3")  # the engine of node gpu-N is at 127.0.0.N
 WORKER = ("--type", "kubernetes", "--no-create-pool-if-not-found")  # as k8s/base/prefect-worker has it
@@ -176,8 +177,9 @@ class System:
     # the cluster
 
     def engine_requests(self) -> int:
-        answers = (urllib.request.urlopen(f"http://127.0.0.{node[-1]}:8000/requests", timeout=10) for node in GPU_NODES)
-        return sum(json.load(answer).get("chat", 0) for answer in answers)
+        key = {"Authorization": f"Bearer {ENGINE_KEY}"}
+        asked = (urllib.request.Request(f"http://127.0.0.{node[-1]}:8000/requests", headers=key) for node in GPU_NODES)
+        return sum(json.load(urllib.request.urlopen(each, timeout=10)).get("chat", 0) for each in asked)
 
     def set(self, **settings: str) -> None:
         """What the next Jobs are told."""
@@ -187,6 +189,7 @@ class System:
     def secrets(self, **changed: str | None) -> None:
         """What the next Jobs are told in secret; None leaves one out."""
         secrets = {
+            **dict.fromkeys(("STARSEARCH_LLM_API_KEY", "STARSEARCH_EMBEDDING_API_KEY"), ENGINE_KEY),
             "STARSEARCH_DATABASE_URL": self.dsn,
             "STARSEARCH_GITHUB_TOKENS": "token-a",
             "PREFECT_API_AUTH_STRING": self.environment["PREFECT_API_AUTH_STRING"],
@@ -282,8 +285,11 @@ def _apply(system: System) -> None:
     pod = engines["spec"]["template"]["spec"]
     pod["nodeSelector"] = {"nvidia.com/gpu.present": "true"}
     [container] = pod["containers"]
+    meta = {"name": "vllm-api-key", "namespace": "vllm-ns"}
+    manifests.insert(0, {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"key": ENGINE_KEY}})
     container["command"] = ["sh", "-c", "exec starsearch engine --host 127.0.0.${NODE##*-} --port 8000"]
     container["env"] = [
+        *(each for each in container["env"] if "valueFrom" in each),  # its key
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": "STARSEARCH_HOME", "value": system.settings["STARSEARCH_HOME"]},
     ]

@@ -15,7 +15,7 @@ import yaml
 
 from tests.k8s import cluster as kubernetes
 from tests.k8s.cluster import wait_for
-from tests.k8s.system import GPU_NODES, NAMESPACE, ROOT, System
+from tests.k8s.system import ENGINE_KEY, GPU_NODES, NAMESPACE, ROOT, System
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.skipif(bool(kubernetes.missing()), reason=str(kubernetes.missing()))]
 
@@ -60,10 +60,12 @@ def test_the_articles_requests_work_where_its_service_leads(system):
     ports = {each["name"]: each["containerPort"] for each in pod["spec"]["containers"][0]["ports"]}
     address = f"http://127.0.0.{pod['spec']['nodeName'][-1]}:{ports[port['targetPort']]}"
     wait_for(lambda: _curl(f"{address}/v1/models"), what="an engine")
-    assert _curl(f"{address}/v1/models")["data"][0]["id"]
+    assert "STARSEARCH_SERVED_ENGINE_KEY" in _curl(f"{address}/v1/models")["error"]["message"]
+    key = ("-H", f"Authorization: Bearer {ENGINE_KEY}")
+    assert _curl(f"{address}/v1/models", *key)["data"][0]["id"]
     message = {"role": "user", "content": "The build fails on Windows since 2.1. The path has a backslash too many. Reverting helps."}
     body = json.dumps({"model": "embedded-extractive-v1", "messages": [message]})
-    answer = _curl(f"{address}/v1/chat/completions", "-H", "content-type: application/json", "-d", body)
+    answer = _curl(f"{address}/v1/chat/completions", *key, "-H", "content-type: application/json", "-d", body)
     assert "backslash" in answer["choices"][0]["message"]["content"]
 
 

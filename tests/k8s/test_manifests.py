@@ -140,13 +140,26 @@ def _probe_of_no_port(stack):
     container(stack)["readinessProbe"]["httpGet"]["port"] = "web"
 
 
+def _without_key(stack):
+    del container(stack)["env"][0]
+
+
+def _key_in_clear(stack):
+    container(stack)["env"][0] = {"name": "VLLM_API_KEY", "value": "a-key"}
+
+
+def _probe_without_key(stack):
+    container(stack)["readinessProbe"]["httpGet"]["path"] = "/v1/models"
+
+
 def _killed_while_draining(stack):
     stack["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 30
 
 
 MUTANTS: list[Callable[[Manifest], Any]] = [
     _typo, _number_as_text, _no_selector, _other_labels, _no_such_effect, _text_as_number, _same_port_twice, _more_gpus_than_allowed,
-    _mount_of_nothing, _latest, _privileged, _root, _removed_api, _no_such_unit, _probe_of_no_port, _killed_while_draining,
+    _mount_of_nothing, _latest, _privileged, _root, _removed_api, _no_such_unit, _probe_of_no_port, _without_key, _key_in_clear,
+    _probe_without_key, _killed_while_draining,
 ]  # fmt: skip
 
 
@@ -270,6 +283,19 @@ def test_an_ingress_to_a_search_that_asks_nobody_for_a_key_is_found():
     search = next(each for each in manifests if each["kind"] == "Deployment" and each["metadata"]["name"] == "search")
     search["spec"]["template"]["spec"]["containers"][0]["command"].append("--anyone")
     assert any("asks nobody for a key" in problem for problem in problems(manifests))
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", ["overlays/local", "overlays/aks"])
+def test_whoever_calls_an_engine_has_its_key(overlay):
+    """Search by its manifest; the jobs by the secret that the README makes."""
+    keys = {"STARSEARCH_LLM_API_KEY", "STARSEARCH_EMBEDDING_API_KEY"}
+    search = next(each for each in read(rendered(overlay)) if each["kind"] == "Deployment" and each["metadata"]["name"] == "search")
+    given = [each for each in search["spec"]["template"]["spec"]["containers"][0]["env"] if each["name"] in keys]
+    assert [each["valueFrom"]["secretKeyRef"] for each in given] == [{"name": "vllm-api-key", "key": "key"}] * 2
+    readme = (K8S / overlay / "README.md").read_text()
+    [made] = re.findall(r"create secret generic pipeline-secrets((?:.*\\\n)*.*)", readme)
+    assert all(f'--from-literal={key}="$key"' in made for key in keys)
 
 
 def test_a_key_that_is_there_twice_is_found():

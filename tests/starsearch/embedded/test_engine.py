@@ -12,6 +12,7 @@ import pytest
 from starsearch import extractive
 from starsearch.embedded import minilm
 from starsearch.embedded.engine import BASE_URL, CONTEXT_TOKENS, MAX_INPUTS, EmbeddedEngine
+from starsearch.errors import PreconditionMissing
 from starsearch.inference.client import open_client, preflight
 from starsearch.inference.embed import embed
 from tests.processes import embedded_engine
@@ -50,6 +51,43 @@ def chat_body(**fields) -> dict:
 
 def embeddings_body(**fields) -> dict:
     return {"model": minilm.MODEL, "input": ["a"]} | fields
+
+
+@pytest.fixture
+async def keyed(home) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(app=EmbeddedEngine(home / "cache", "the-key").app)
+    async with httpx2.AsyncClient(base_url="http://embedded", transport=transport) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings", "/v1/chat/completions", "/requests", "/nowhere", "/health/"])
+@pytest.mark.parametrize("sent", [None, "Bearer another", "Bearer", "Basic the-key", "the-key", "Bearer thé-key"])
+async def test_without_its_key_the_engine_answers_nothing_and_says_what_to_send(keyed, path, sent):
+    answer = await keyed.post(path, json=embeddings_body(), headers={"Authorization": sent.encode()} if sent else {})
+    assert answer.status_code == 401
+    assert "STARSEARCH_SERVED_ENGINE_KEY" in answer.json()["error"]["message"]
+
+
+async def test_a_probe_needs_no_key(keyed):
+    assert (await keyed.get("/health")).status_code == 200
+
+
+async def test_with_its_key_the_engine_answers_as_ever(home):
+    transport = httpx2.ASGITransport(app=EmbeddedEngine(home / "cache", "the-key").app)
+    async with open_client(BASE_URL, key="the-key", transport=transport) as client:
+        assert await preflight(client, extractive.MODEL, purpose="LLM")
+    async with open_client(BASE_URL, key="another", transport=transport) as client:
+        with pytest.raises(PreconditionMissing, match=r"401: check .* and STARSEARCH_LLM_API_KEY"):
+            await preflight(client, extractive.MODEL, purpose="LLM")
+
+
+def test_the_command_takes_its_key_from_a_file(home, tmp_path):
+    (tmp_path / "key").write_text("the-key\n")
+    with embedded_engine(
+        {"HOME": str(home), "STARSEARCH_HOME": str(home), "STARSEARCH_SERVED_ENGINE_KEY_FILE": str(tmp_path / "key")}
+    ) as at:
+        assert httpx2.get(f"{at}/requests").status_code == 401
+        assert httpx2.get(f"{at}/requests", headers={"Authorization": "Bearer the-key"}).json() == {}
 
 
 async def test_both_models_are_listed(client):
