@@ -42,20 +42,31 @@ def migrate(
     roles: Annotated[
         bool, typer.Option("--roles", help="Then make the roles starsearch_owner, _writer and _reader, and grant what each needs.")
     ] = False,
+    first_version: Annotated[
+        bool,
+        typer.Option("--first-version", help="In a new database, make the index version of the settings, so that the writer need not."),
+    ] = False,
 ) -> None:
     """Bring the database's schema up to date. Safe from many processes at once."""
-    asyncio.run(_migrate(read_settings(), roles))
+    asyncio.run(_migrate(read_settings(), roles, first_version))
 
 
-async def _migrate(settings: Settings, roles: bool) -> None:
-    from starsearch.storage import database_address
+async def _migrate(settings: Settings, roles: bool, first_version: bool) -> None:
+    from starsearch.serving import open_live
+    from starsearch.storage import database_address, open_store
     from starsearch.store.database import connect
     from starsearch.store.migrate import migrate
     from starsearch.store.roles import set_up_roles
+    from starsearch.store.versions import active_version
 
     async with database_address(settings) as dsn, await connect(dsn) as connection:
         applied = await migrate(connection, allow_old_pgvector=settings.allow_old_pgvector)
         typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
+        if first_version:  # before the roles, which get what it makes
+            async with open_store(settings) as store:
+                if await active_version(store.pool) is None:
+                    async with open_live(settings, store) as [engines, *_]:
+                        typer.echo(f"made index version {engines.version.name}")
         if roles:
             made = await set_up_roles(connection)
             typer.echo(f"roles made: {', '.join(made)}; set their passwords" if made else "the roles are there; rights granted")

@@ -1,6 +1,10 @@
 """The database as CloudNativePG makes it from cluster.yaml: its owner is no superuser, and everybody gets the role that the docs promise."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +21,7 @@ from starsearch.store.migrate import migrate
 from starsearch.store.reader import check_role, open_reader_pool
 from starsearch.store.roles import set_up_roles
 from starsearch.store.web import create_key
-from tests.k8s.manifests import K8S
+from tests.k8s.manifests import K8S, read
 
 
 @pytest.fixture
@@ -63,6 +67,42 @@ async def test_an_owner_that_may_make_roles_only_later_serves_after_making_them(
             await set_up_roles(connection)
     async with open_reader_pool(application, size=1) as pool, pool.connection() as connection:
         assert await (await connection.execute("SELECT current_user")).fetchone() == ("starsearch_reader",)
+
+
+def test_from_an_empty_database_on_each_process_does_its_work_in_its_own_role(application, home, tmp_path):
+    """What the Job migrate runs, as the owner; then the writer digests and the reader searches: nobody else is needed."""
+    owner = {"STARSEARCH_HOME": str(home), "STARSEARCH_DATABASE_URL": application}
+    role = {
+        each: owner | {"STARSEARCH_DATABASE_URL": make_conninfo(application, user=f"starsearch_{each}")} for each in ("writer", "reader")
+    }
+    [job] = read((K8S / "base/migrate/job.yaml").read_text())
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert "made index version" in _run(owner, command)
+    assert "made index version" not in _run(owner, command)
+    items = tmp_path / "items.jsonl"
+    url = "https://github.com/quillcap/marlframe/issues/1"
+    row = {"repo": "quillcap/marlframe", "number": 1, "type": "issue", "title": "Totals are wrong", "url": url, "state": "open"}
+    items.write_text(json.dumps(row | {"body": "The sum is doubled.", "created_at": "2026-01-01T00:00:00Z"}))
+    counts = json.loads(_run(role["writer"], ["starsearch", "ingest", str(items), "--json"]))
+    assert counts["embedded"] == 1
+    assert json.loads(_run(role["writer"], ["starsearch", "status", "--full", "--json"]))["complete"]
+    [hit] = json.loads(_run(role["reader"], ["starsearch", "search", "totals", "--json"]))["hits"]
+    assert hit["number"] == 1
+    assert _run(role["writer"], ["starsearch", "keys", "create", "me"])
+
+
+def _run(environment: dict[str, str], command: list[str]) -> str:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("STARSEARCH_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "starsearch.cli", *command[1:]],
+        env=plain | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 async def test_the_owner_serves_makes_the_roles_and_their_logins_do_what_they_are_for(application):

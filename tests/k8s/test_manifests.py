@@ -22,7 +22,7 @@ from starsearch.web.metrics import Metrics
 from starsearch.web.serve import access_for
 from tasks import quiet
 from tests.k8s.alerts import faults
-from tests.k8s.manifests import K8S, Manifest, lint, problems, read, rendered
+from tests.k8s.manifests import K8S, Manifest, lint, pod_of, problems, read, rendered
 
 ROOT = K8S.parent
 OVERLAYS = (("base",), ("overlays/local",), ("overlays/aks",), ("base", "overlays/ingress"), ("overlays/aks", "overlays/ingress"))
@@ -296,6 +296,24 @@ def test_whoever_calls_an_engine_has_its_key(overlay):
     readme = (K8S / overlay / "README.md").read_text()
     [made] = re.findall(r"create secret generic pipeline-secrets((?:.*\\\n)*.*)", readme)
     assert all(f'--from-literal={key}="$key"' in made for key in keys)
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("overlay", "owners"), [("overlays/local", "starsearch-database"), ("overlays/aks", "database-app")])
+def test_only_the_job_that_migrates_has_the_owners_address(overlay, owners):
+    addresses = {}
+    for each in read(rendered(overlay)):
+        for container in ((pod_of(each) or {}).get("spec") or {}).get("containers", ()):
+            for variable in container.get("env", ()):
+                if variable["name"] == "STARSEARCH_DATABASE_URL":
+                    addresses[each["metadata"]["name"]] = variable["valueFrom"]["secretKeyRef"]
+    reader = {"name": "starsearch-database", "key": "reader-url"}
+    assert addresses == {"search": reader, "migrate": {"name": owners, "key": "uri" if owners == "database-app" else "owner-url"}}
+    readme = (K8S / overlay / "README.md").read_text()
+    for secret, role in (("pipeline-secrets", "writer"), ("reprocess-secrets", "owner")):
+        [made] = re.findall(rf"create secret generic {secret}((?:.*\\\n)*.*)", readme)
+        assert f'STARSEARCH_DATABASE_URL="postgresql://starsearch_{role}:' in made
+    assert 'reader-url="postgresql://starsearch_reader:' in readme
 
 
 def test_a_key_that_is_there_twice_is_found():
