@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 
@@ -270,6 +272,41 @@ def test_every_deployment_names_a_flow_that_exists_and_its_pool_is_set_up():
         module, name = deployment["entrypoint"].rsplit(".", 1)
         assert getattr(importlib.import_module(module), name).name == name
         assert f'"{deployment["work_pool"]["name"]}"' in pools
+
+
+async def test_what_a_deployment_is_started_with_fits_its_flow(monkeypatch):
+    """By its schedules and defaults; a shard by its parent, and a first crawl as the READMEs of k8s/ have it."""
+    import yaml
+    from prefect.utilities.callables import parameter_schema
+    from prefect.utilities.schema_tools import validate
+
+    from starsearch.store.shards import Shard
+    from tasks import digesting
+
+    started = {}
+
+    async def start(name, *, parameters, **_):
+        started[name] = parameters
+        return SimpleNamespace(id=uuid4())
+
+    monkeypatch.setattr(digesting, "arun_deployment", start)
+    await digesting._starter(None).start(Shard(7, uuid4(), 1, 1, 400))
+    given = [("digest/shard", started["digest/shard"]), ("crawl/hourly", {"repositories": ["pgvector/pgvector"]})]
+    flows = {}
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        module, flow = deployment["entrypoint"].rsplit(".", 1)
+        name = f"{flow}/{deployment['name']}"
+        flows[name] = getattr(importlib.import_module(module), flow)
+        defaults = deployment.get("parameters", {})
+        given += [(name, defaults | each.get("parameters", {})) for each in deployment.get("schedules", ())]
+        schema = parameter_schema(flows[name]).model_dump_for_openapi()
+        assert validate(defaults, schema, ignore_required=True) == []  # a form asks for what is missing
+        assert defaults.keys() <= schema["properties"].keys()
+    for name, parameters in given:
+        schema = parameter_schema(flows[name]).model_dump_for_openapi()
+        assert validate(parameters, schema) == [], name
+        assert parameters.keys() <= schema["properties"].keys(), name
+    assert flows.keys() - {name for name, _ in given} == {"backfill/manual", "reprocess/manual"}
 
 
 async def test_a_crawl_whose_time_is_over_ends_in_order_and_is_not_begun_again(environment, github, monkeypatch):

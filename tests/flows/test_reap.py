@@ -1,10 +1,12 @@
 """The reaper on a real Prefect server: what is dead is ended and frees its place, what is at work is left alone."""
 
 import asyncio
-from datetime import timedelta
+import json
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
 
 from starsearch.store.presence import present
 
@@ -125,3 +127,67 @@ async def test_the_reaper_frees_what_dead_workers_leased(store, environment, row
     async with worker(store.dsn) as number:
         await claim(store.pool, version.id, number)
     assert await reap() == {"runs": 0, "jobs": 0, "items": 2, "repositories": 0}
+
+
+@pytest.fixture
+async def cluster(monkeypatch, tmp_path):
+    """An API server that knows Jobs of the namespace, by name, and forgets what is deleted; (list, deletions with their propagation)."""
+    jobs, deleted = {}, {}
+
+    async def listed(request):
+        assert request.query["labelSelector"] == "prefect.io/flow-run-id"
+        return web.json_response({"apiVersion": "batch/v1", "kind": "JobList", "metadata": {}, "items": list(jobs.values())})
+
+    async def delete(request):
+        deleted[request.match_info["name"]] = request.query.get("propagationPolicy")
+        return web.json_response(
+            {"apiVersion": "v1", "kind": "Status", "status": "Success"} if jobs.pop(request.match_info["name"]) else {}
+        )
+
+    app = web.Application()
+    app.router.add_get("/apis/batch/v1/namespaces/starsearch/jobs", listed)
+    app.router.add_delete("/apis/batch/v1/namespaces/starsearch/jobs/{name}", delete)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server = {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}
+    names = {"cluster": "c", "user": "u"}
+    kubeconfig = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "x", "clusters": [{"name": "c", "cluster": server}],
+        "users": [{"name": "u", "user": {}}], "contexts": [{"name": "x", "context": names}],
+    }  # fmt: skip
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    monkeypatch.setattr("kubernetes_asyncio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("STARSEARCH_KUBERNETES_NAMESPACE", "starsearch")
+    yield jobs, deleted
+    await runner.cleanup()
+
+
+def a_job(name, flow_run, *, age=3_600, **status):
+    created = f"{datetime.now(UTC) - timedelta(seconds=age):%Y-%m-%dT%H:%M:%SZ}"
+    meta = {"name": name, "namespace": "starsearch", "creationTimestamp": created, "labels": {"prefect.io/flow-run-id": str(flow_run)}}
+    return {name: {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "status": {"active": 1} | status}}
+
+
+async def test_jobs_that_nobody_waits_for_are_deleted_and_no_others(runs, cluster):
+    from tasks import reaping
+
+    make, _ = runs
+    jobs, deleted = cluster
+    ended = await make("RUNNING", "CRASHED")
+    jobs |= (
+        a_job("ended", ended)
+        | a_job("unknown", uuid4())
+        | a_job("at-work", await make("RUNNING"))
+        | a_job("waiting", await make("PENDING"))
+    )
+    jobs |= a_job("young", uuid4(), age=-60) | a_job("succeeded", ended, active=0, succeeded=1) | a_job("failed", ended, active=0, failed=1)
+    assert await reaping.reap_jobs.fn() == 2
+    assert deleted == dict.fromkeys(("ended", "unknown"), "Foreground")
+    assert await reaping.reap_jobs.fn() == 0
+
+
+async def test_without_a_cluster_no_job_is_looked_for(environment):
+    from tasks.reaping import reap_jobs
+
+    assert await reap_jobs.fn() == 0

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.states import Crashed
 
 from tests.k8s import cluster as kubernetes
 from tests.k8s.cluster import wait_for
@@ -108,6 +110,23 @@ def test_an_image_that_cannot_be_pulled_is_named_and_its_run_ended(system):
         assert state.is_crashed()
         assert "Failed to pull image" in state.message
     _next_hour_recovers(system)
+
+
+def test_a_job_whose_run_has_ended_is_deleted_by_the_reaper(system):
+    """Its pod waits for an image that never comes, so nothing would end it before its deadline of hours."""
+    system.add_items(NEW)
+    with _no_image(system):
+        parent = system.crawl()
+        wait_for(lambda: system.state(parent).name == "InfrastructurePending", what="a pod without its image", every=1)
+        system.prefect(lambda client: client.set_flow_run_state(parent, Crashed(message="ended by hand"), force=True))
+        assert _jobs_of(system, parent), "gone before the reaper came: this proves nothing"
+        _reap(system)
+        wait_for(lambda: not _jobs_of(system, parent), what="the end of the stranded Job", every=1)
+    _next_hour_recovers(system)
+
+
+def _jobs_of(system: System, flow_run: UUID) -> list[Manifest]:
+    return system.cluster.get("jobs", NAMESPACE, "-l", f"prefect.io/flow-run-id={flow_run}")
 
 
 def test_a_run_rides_out_an_api_server_that_is_gone_for_a_minute(system):
