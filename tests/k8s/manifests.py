@@ -37,6 +37,8 @@ rules:
 )
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 PINNED = re.compile(r".+(:(?!latest$)[\w.-]*\d[\w.-]*|@sha256:[0-9a-f]{64})")
+PINNED_DATABASE = re.compile(r".+(:\d+\.\d+[\w.-]*|@sha256:[0-9a-f]{64})")  # a major version's tag moves with every minor one
+REVISION = re.compile(r"main|[0-9a-f]{40}")  # of a model; another branch or tag moves as `main` does, and says otherwise
 EFFECTS = {"NoSchedule", "PreferNoSchedule", "NoExecute"}
 SPARE_SECONDS = 15  # beside preStop and the server's own shutdown
 BUILT_IN_PRIORITIES = {"system-node-critical", "system-cluster-critical"}
@@ -113,6 +115,8 @@ def _of(manifest: Manifest, all_of_them: Sequence[Manifest]) -> Iterator[str]:
         yield from _ingress(manifest, all_of_them)
     if manifest["kind"] == "PodMonitor":
         yield from _monitor(manifest, all_of_them)
+    if manifest["kind"] == "Cluster" and not PINNED_DATABASE.fullmatch(manifest["spec"].get("imageName", "")):
+        yield f"image {manifest['spec'].get('imageName')!r} is not pinned to a minor version"
     if manifest["kind"] == "PrometheusRule":
         yield from (fault for group in manifest["spec"]["groups"] for rule in group["rules"] for fault in faults(rule["expr"]))
     yield from (f"{value!r} is not a quantity" for value in _quantities(manifest) if not QUANTITY.fullmatch(str(value)))
@@ -161,6 +165,9 @@ def _references(manifest: Manifest, spec: Manifest, all_of_them: Sequence[Manife
 def _container(container: Manifest, volumes: set[str], spec: Manifest) -> Iterator[str]:
     if not PINNED.fullmatch(container.get("image", "")):
         yield f"image {container.get('image')!r} is not pinned"
+    for variable in container.get("env", ()):
+        if variable["name"] == "REVISION" and not REVISION.fullmatch(variable.get("value", "")):
+            yield f"revision {variable.get('value')!r} is neither main nor a commit"
     security = container.get("securityContext", {})
     if security.get("privileged") or security.get("allowPrivilegeEscalation") is not False:
         yield "may gain privileges"

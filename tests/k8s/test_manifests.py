@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -25,8 +26,14 @@ from tests.k8s.alerts import faults
 from tests.k8s.manifests import K8S, Manifest, lint, pod_of, problems, read, rendered
 
 ROOT = K8S.parent
-OVERLAYS = (("base",), ("overlays/local",), ("overlays/aks",), ("base", "overlays/ingress"), ("overlays/aks", "overlays/ingress"))
-POOLS = ("starsearch", "starsearch-shards")
+OVERLAYS = (
+    ("base",),
+    ("overlays/local",),
+    ("overlays/aks",),
+    ("base", "overlays/ingress"),
+    ("overlays/aks", "overlays/ingress"),
+    ("overlays/local", "overlays/local/ollama"),
+)
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here to render the manifests with")
 
@@ -185,6 +192,28 @@ def test_a_service_that_leads_nowhere_is_found(field):
     assert any("vllm-service" in problem for problem in problems(manifests))
 
 
+@needs_kubectl
+@pytest.mark.parametrize("image", ["ghcr.io/cloudnative-pg/postgresql:18-standard-trixie", "ghcr.io/cloudnative-pg/postgresql:18", ""])
+def test_a_database_whose_image_moves_is_found(image):
+    manifests = copy.deepcopy(read(rendered("base")))
+    databases = [each for each in manifests if each["kind"] == "Cluster"]
+    assert len(databases) == 2
+    for database in databases:
+        database["spec"]["imageName"] = image
+    assert sum("not pinned to a minor version" in problem for problem in problems(manifests)) == 2
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("revision", "found"), [("0" * 40, False), ("main", False), ("v1.0", True), ("0123abc", True), ("", True)])
+def test_a_models_revision_is_main_or_a_commit(revision, found):
+    manifests = copy.deepcopy(read(rendered("base")))
+    prefetch = next(each for each in manifests if each["kind"] == "Job" and each["metadata"]["name"] == "model-prefetch")
+    [variable] = [each for each in container(prefetch)["env"] if each["name"] == "REVISION"]
+    assert variable["value"] == "main"
+    variable["value"] = revision
+    assert bool(problems(manifests)) == found
+
+
 def _every_port(policy):
     del policy["spec"]["ingress"][0]["ports"]
 
@@ -316,21 +345,42 @@ def test_only_the_job_that_migrates_has_the_owners_address(overlay, owners):
     assert 'reader-url="postgresql://starsearch_reader:' in readme
 
 
+@needs_kubectl
+def test_with_ollama_nothing_stands_in_for_it_and_jobs_get_through_to_it():
+    manifests = read(rendered("overlays/local", "overlays/local/ollama"))
+    assert not any("vllm" in each["metadata"]["name"] for each in manifests if each["kind"] in {"DaemonSet", "Service"})
+    settings = next(each["data"] for each in manifests if each["metadata"]["name"] == "pipeline-settings")
+    policy = next(each for each in manifests if each["metadata"]["name"] == "out")
+    assert {"port": urlsplit(settings["STARSEARCH_LLM_BASE_URL"]).port} in [
+        port for rule in policy["spec"]["egress"] for port in rule.get("ports", ())
+    ]
+    assert settings["STARSEARCH_EMBEDDING_MODEL"] == "minilm-l6-v2"
+
+
 def test_a_key_that_is_there_twice_is_found():
     text = (K8S / "base/vllm/daemonset.yaml").read_text()
     assert lint(text.replace("  minReadySeconds: 10\n", "  minReadySeconds: 10\n  minReadySeconds: 20\n"))
 
 
 def test_every_metric_of_an_alert_or_a_plot_exists():
-    """Ours by name in the code; vLLM's were read off a live server."""
+    """Ours by name in the code; vLLM's were read off a live server, the last is in its documentation (usage/metrics)."""
     read_off = {
         "num_requests_running", "num_requests_waiting", "admission_rejections_total", "prompt_tokens_total", "generation_tokens_total",
+        "kv_cache_usage_perc", "num_preemptions_total", "time_to_first_token_seconds_bucket",
     }  # fmt: skip
     text = "".join((K8S / "base/monitoring" / name).read_text() for name in ("alerts.yaml", "dashboard.json"))
     sources = "".join(path.read_text() for path in (ROOT / "starsearch").rglob("*.py"))
     used = set(re.findall(r"\bstarsearch_\w+", text))
     assert {name for name in used if f'"{name.removesuffix("_bucket")}"' not in sources} == set()
-    assert set(re.findall(r"vllm:(\w+)", text)) <= read_off
+    assert set(re.findall(r"vllm:(\w+)", text)) == read_off
+
+
+def test_what_shows_that_an_engine_is_full_is_alerted_and_plotted():
+    """Queue, cache, preemptions, time to first token; one that refuses or is stuck needs no plot."""
+    for name in ("alerts.yaml", "dashboard.json"):
+        text = (K8S / "base/monitoring" / name).read_text()
+        shown = {"num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total", "time_to_first_token_seconds_bucket"}
+        assert {each for each in shown if f"vllm:{each}" not in text} == set(), name
 
 
 @pytest.mark.parametrize(
@@ -357,20 +407,35 @@ def test_the_prefect_server_of_a_cluster_does_what_that_of_one_machine_does():
     assert shared.keys() <= get_current_settings().to_environment_variables(exclude_unset=False).keys()
 
 
-@needs_kubectl
-@pytest.mark.parametrize("pool", POOLS)
-async def test_the_jobs_of_a_work_pool_are_valid_and_keep_the_workers_secrets_out(pool):
+DEPLOYMENTS = {
+    f"{deployment['entrypoint'].rsplit('.', 1)[1]}/{deployment['name']}": deployment
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+}
+
+
+async def job_of(deployment: str) -> Manifest:
+    """As the worker makes it for a run: by its pool's template and its own job variables."""
     from prefect.client.schemas.objects import FlowRun
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-    template = json.loads((ROOT / "deployments" / "work_pools" / f"{pool}.json").read_text())
+    pool = DEPLOYMENTS[deployment]["work_pool"]
+    template = json.loads((ROOT / "deployments" / "work_pools" / f"{pool['name']}.json").read_text())
+    variables = pool.get("job_variables", {})
+    assert variables.keys() <= template["variables"]["properties"].keys()  # another name would be passed over in silence
     workers = {PREFECT_API_URL: "http://prefect.starsearch:4200/api", PREFECT_API_AUTH_STRING: "admin:canary", PREFECT_HOME: Path("/w")}
     with temporary_settings(workers):
-        configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, {})
+        configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, variables)
         configuration.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="calm-otter"), worker_name="worker")
-    job = configuration.job_manifest
+    job: Manifest = configuration.job_manifest
     job["metadata"]["name"] = "calm-otter"  # what the server would make of generateName
+    return job
+
+
+@needs_kubectl
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
+async def test_the_jobs_of_a_deployment_are_valid_and_keep_the_workers_secrets_out(deployment):
+    job = await job_of(deployment)
     around = [each for each in read(rendered("base")) if each["kind"] in {"PriorityClass", "ServiceAccount", "ConfigMap"}]
     assert problems([job, *around]) == []
     assert "canary" not in json.dumps(job)
@@ -378,3 +443,13 @@ async def test_the_jobs_of_a_work_pool_are_valid_and_keep_the_workers_secrets_ou
     assert environment["PREFECT_API_URL"] == "http://prefect.starsearch:4200/api"
     assert environment["PREFECT_HOME"] == "/data/prefect"
     assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == quiet.DEFAULTS["PREFECT_LOGGING_EXTRA_LOGGERS"]  # read before a flow's module is
+
+
+async def test_only_the_reaper_may_talk_to_kubernetes_and_only_reprocess_has_the_owners_address():
+    pods = {name: (await job_of(name))["spec"]["template"]["spec"] for name in DEPLOYMENTS}
+    accounts = {name: (pod["serviceAccountName"], pod["automountServiceAccountToken"]) for name, pod in pods.items()}
+    assert accounts == dict.fromkeys(DEPLOYMENTS, ("pipeline", False)) | {"reap/often": ("reaper", True)}
+    secrets = {
+        name: [each["secretRef"]["name"] for each in pod["containers"][0]["envFrom"] if "secretRef" in each] for name, pod in pods.items()
+    }
+    assert secrets == {name: ["pipeline-secrets"] for name in DEPLOYMENTS} | {"reprocess/manual": ["reprocess-secrets"]}
