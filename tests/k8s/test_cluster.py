@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.kubernetes, pytest.mark.skipif(bool(kubernetes.missing
 
 ITEMS = 3_000  # of the stand-in GitHub at first (conftest.py)
 FAULT_ITEMS, FAULT_SHARD = 3_000, 375
+FIRST_JOB_SECONDS = 5  # from the submission of its run to the first shard's Job: the worker's next question, and Kubernetes
 TWICE = 0.05  # of the items may be asked again: what a killed shard had in flight, and what it was told in its last moment
 
 
@@ -92,14 +93,11 @@ def test_the_hour_comes_by_its_schedule_and_completes(system):
     assert len(jobs) >= 8
     assert all(job["status"].get("succeeded") for job in jobs)
     assert system.value("SELECT count(*) FROM (SELECT item_id FROM digest GROUP BY 1 HAVING count(*) > 1) AS twice") == 0
-    print(f"first shard Job {_first_job_after(system):.1f} s after it was planned, at the end of the sweep")
-
-
-def _first_job_after(system: System) -> float:
-    """Seconds from when the parent planned its first shard, at the end of the sweep, to the first shard's Job."""
-    planned = system.value("SELECT extract(epoch FROM min(dispatched_at)) FROM shard")
-    created = min(job["metadata"]["creationTimestamp"] for job in system.jobs("digest"))
-    return datetime.fromisoformat(created).timestamp() - float(planned)
+    planned = float(system.value("SELECT extract(epoch FROM min(dispatched_at)) FROM shard"))
+    submitted = min(run.created.timestamp() for run in system.runs("digest"))
+    first = min(datetime.fromisoformat(job["metadata"]["creationTimestamp"]).timestamp() for job in jobs)  # told in whole seconds
+    print(f"first shard Job {first - submitted:.1f} s after its run was submitted, {first - planned:.1f} s after it was planned")
+    assert first - submitted <= FIRST_JOB_SECONDS
 
 
 def test_the_worker_did_only_what_its_role_allows(system):
