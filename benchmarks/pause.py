@@ -81,7 +81,7 @@ def pause_and_resume() -> list[Figure]:
         raise AssertionError(f"the commands did not end for the pause: exit codes {ended}")
     missing = ITEMS + REPOSITORIES * ITEMS_EACH - status["embedded"] + (not status["complete"])
     detail = f"s after the pause; GitHub's {github.last - paused:.1f}; all processes gone after {gone - paused:.1f}"
-    consistent = halted["stored"] == halted["embedded"] + halted["pending"] + halted["dead_letters"]
+    consistent = halted["known"] == halted["embedded"] + halted["pending"] + halted["dead_letters"]
     return [
         Figure(
             "pause.last_request_seconds",
