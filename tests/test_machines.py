@@ -37,6 +37,7 @@ def place(dsn: str) -> Iterator[Place]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
+    monkeypatch.setattr(leases, "PING_SECONDS", 86_400.0)  # who lost its session comes back when a rule says so
     monkeypatch.setattr(digests, "RETRY_AFTER", timedelta(0))
     monkeypatch.setattr(turns, "POSTPONED", timedelta(0))
 

@@ -330,6 +330,8 @@ class Crawls(Machine):
             await asyncio.wait([crawling, killing], return_when=asyncio.FIRST_COMPLETED)
             if not crawling.done():
                 await self.place.kill_others()
+                for each in self.stalled:
+                    each.lives = False
                 await pool.close()
             for task in (crawling, killing):
                 task.cancel()
