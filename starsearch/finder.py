@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from starsearch.engines import probe_remote
-from starsearch.errors import DigestFailed, NotStored, PreconditionMissing, QueryUnusable
+from starsearch.errors import NotStored, PreconditionMissing, QueryUnusable
 from starsearch.explain import parse_address
 from starsearch.inference.client import Engine
 from starsearch.inference.embed import embed
@@ -60,8 +60,6 @@ class Finder:
             return None
         vectors, _ = await embed(await self._engine(version), [query], dimensions=sent_dimensions(version), width=version.dimensions)
         vector: NDArray[Any] = vectors[0]
-        if len(vector) != version.dimensions:
-            raise DigestFailed("unusable vector", f"of {len(vector)} dimensions, where the index has {version.dimensions}")
         return vector
 
     async def engine(self) -> Engine:

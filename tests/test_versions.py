@@ -234,18 +234,22 @@ async def test_an_engine_that_turns_out_to_be_another_is_closed_again(store, mod
     assert closed == opened
 
 
-async def test_a_vector_of_another_length_is_the_engines_fault_not_the_databases(store, models, items, monkeypatch):
+async def test_a_question_is_embedded_at_the_length_of_the_index(store, models, items, monkeypatch):
     settings = models("words-64")
     await digest_file(settings, store, items())
     async with open_finder(settings) as finder:
         await finder.find("router case 14 fails")
 
-        async def short(*_args, **_how):
-            return np.array([[0.6, 0.8]], np.float32), 5
+        asked = []
 
-        monkeypatch.setattr(finder_module, "embed", short)
-        with pytest.raises(DigestFailed, match="unusable vector: of 2 dimensions, where the index has 64"):
+        async def watched(*arguments, **how):
+            asked.append(how["width"])
+            raise DigestFailed("unusable vector")
+
+        monkeypatch.setattr(finder_module, "embed", watched)
+        with pytest.raises(DigestFailed):
             await finder.find("router case 14 fails")
+    assert asked == [64]  # so that another length is refused before the database meets it: test_embed.py
 
 
 async def test_a_swap_under_search_fails_no_question_and_a_long_lived_finder_notices(store, models, items):

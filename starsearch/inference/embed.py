@@ -146,7 +146,7 @@ async def _ask(engine: Engine, texts: Sequence[str], dimensions: int | None, wid
             "correct STARSEARCH_EMBEDDING_DIMENSIONS, or use a database made for these"
         )
     if width and vectors.shape[1] != width:
-        raise DigestFailed("unusable vector", f"of {vectors.shape[1]} dimensions, where the index has {width}")
+        raise DigestFailed("unusable vector", f"of {vectors.shape[1]} dimensions, where the index has {width}", engine=True)
     return vectors, tokens
 
 
