@@ -189,10 +189,13 @@ class Crawls(Machine):
         self._die(self._one([each for each in self.stalled if each.lives], which))
 
     @precondition(lambda self: self.stalled)
-    @rule(which=some)
-    def end_what_was_held(self, which: int) -> None:
-        """Perhaps long after its session is gone, and another one has them."""
+    @rule(which=some, late=st.booleans())
+    def end_what_was_held(self, which: int, late: bool) -> None:
+        """`late`: after its session is gone, and another one has them."""
         stalled = self._one(self.stalled, which)
+        if late:
+            self._die(stalled)
+            self.stall(REPOSITORIES)
         before = dict(self.place.rows("SELECT id, lease_token FROM repository"))
         ended = self.place.run(self._end(stalled))
         after = dict(self.place.rows("SELECT id, lease_token FROM repository"))
