@@ -1,14 +1,17 @@
 """crawl: hourly; fetch what changed, then digest it."""
 
 import asyncio
+import logging
 import sys
 from typing import Any
 
 from prefect import flow
 
-from starsearch.errors import Backlog, OutOfTime, RateLimited, SourceUnavailable
+from starsearch.errors import Backlog, OutOfTime, RateLimited, SourceUnavailable, StarsearchError
 from tasks.digesting import digest_due
 from tasks.stages import fetch, prepared, report
+
+log = logging.getLogger(__name__)
 
 
 @flow(name="crawl")
@@ -23,7 +26,10 @@ async def crawl(repositories: list[str] | None = None, newest: int | None = None
         try:
             fetched, failed, github = await fetch(repositories, newest)
         except (OutOfTime, RateLimited, SourceUnavailable, Backlog):
-            await digest_due()  # what came in time, and what was left over; the next run fetches the rest
+            try:
+                await digest_due()  # what came in time, and what was left over; the next run fetches the rest
+            except StarsearchError as error:
+                log.warning("what is due could not be digested either: %s", error)
             raise
         digested = await digest_due()
         return (await report("crawl-counts", [fetched, digested], failed, github)).as_dict()

@@ -116,7 +116,7 @@ async def advance_to_the_end(self, connection, marks):
 
 
 async def no_failure(connection, host, failures):
-    return {failure.node_id for failure in failures}
+    return [sweeps.FailedFetch(failure.node_id, "a/b", 1, 1, True, failure.reason, failure.detail) for failure in failures]
 
 
 BROKEN_CRAWLS = [
