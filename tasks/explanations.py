@@ -4,7 +4,7 @@ Reasons may quote strangers (a model, GitHub, the person at the form): they appe
 and bodies never appear. Links are put together here, from the host, a name of known characters and a number.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -31,10 +31,8 @@ async def explain_backfill(
     request: Request, counts: Counts, failed: Mapping[str, str], github: Usage | None, *, since: datetime, digested: bool
 ) -> None:
     """`since`: when the run began; of later dead letters some may be another run's."""
-    settings = read_settings()
-    async with open_store(settings) as store:
-        dead = [letter for letter in await find_dead_letters(store.pool, Choice(), limit=SHOWN) if letter.dead_since >= since]
-    await _publish("backfill-explained", backfill_page(request, counts, failed, github, dead, host=settings.github_host, digested=digested))
+    dead, host = await _dead_letters(lambda letter: letter.dead_since >= since)
+    await _publish("backfill-explained", backfill_page(request, counts, failed, github, dead, host=host, digested=digested))
 
 
 def backfill_page(
@@ -68,11 +66,16 @@ async def explain_price(request: Request, told: Mapping[str, Any]) -> None:
 
 
 async def explain_reprocess(counts: Counts, version: str, swap: Mapping[str, Any] | None) -> None:
+    dead, host = await _dead_letters(lambda letter: letter.index_version == version)
+    await _publish("reprocess-explained", reprocess_page(counts, version, swap, dead, host=host))
+
+
+def reprocess_page(counts: Counts, version: str, swap: Mapping[str, Any] | None, dead: Sequence[DeadLetter], *, host: str) -> list[str]:
     serves = f"Index version {inert(version)} is built and serves nothing yet: `starsearch versions activate`, or run this with `activate`."
     if swap:
         before, after = inert(swap["before"].get("version", "")), inert(swap["after"].get("version", ""))
         serves = f"Index version {after} serves now instead of {before}, which is kept: `starsearch versions rollback` brings it back."
-    await _publish("reprocess-explained", ["# Reprocess: done", serves, _counted(counts, None)])
+    return ["# Reprocess: done", serves, _counted(counts, None), _dead(dead, host)]
 
 
 async def explain_reprocess_price(told: Mapping[str, Any]) -> None:
@@ -85,6 +88,13 @@ async def explain_reprocess_price(told: Mapping[str, Any]) -> None:
         "cost": dollars(told["cost_usd"]),
     }
     await _publish("reprocess-price-explained", ["# What reprocessing would cost", table(rows), "Nothing was built."])
+
+
+async def _dead_letters(chosen: Callable[[DeadLetter], bool]) -> tuple[list[DeadLetter], str]:
+    """Of the newest those that are meant, and the host of their items."""
+    settings = read_settings()
+    async with open_store(settings) as store:
+        return [letter for letter in await find_dead_letters(store.pool, Choice(), limit=SHOWN) if chosen(letter)], settings.github_host
 
 
 async def _publish(key: str, parts: Iterable[str]) -> None:
@@ -129,7 +139,7 @@ def _dead(letters: Sequence[DeadLetter], host: str) -> str:
         return ""
     rows = [f"| {item_link(host, each.repo, each.number)} | {inert(each.stage)} | {inert(each.reason)} |" for each in letters]
     head = ["## Dead letters", "", "| item | stage | reason |", "|---|---|---|"]
-    return "\n".join([*head, *rows, "", "The newest of this run; all of them: `starsearch dead-letters list`."])
+    return "\n".join([*head, *rows, "", "The newest; all of them: `starsearch dead-letters list`."])
 
 
 def table(rows: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from starsearch.errors import TooMuch
 from starsearch.github.client import Usage
 from starsearch.models import Counts
 from starsearch.store.dead_letters import DeadLetter
-from tasks.explanations import SHOWN, backfill_page, inert, item_link
+from tasks.explanations import SHOWN, backfill_page, inert, item_link, reprocess_page
 
 NOW = datetime.now(UTC)
 
@@ -135,6 +135,13 @@ def test_text_from_outside_is_inert(text, shown):
 def test_links_are_made_of_known_characters_only():
     assert item_link("github.com", "a/b", 7) == "[`a/b#7`](https://github.com/a/b/issues/7)"
     assert item_link("github.com", "a/b](https://evil.example)", 7) == "`a/b](https://evil.example)#7`"
+
+
+def test_the_page_of_a_reprocess_links_what_it_could_not_do():
+    letter = DeadLetter(1, 2, "embed", "HTTP 400", "too long", 3, NOW, "abc", "https://github.com/a/b/issues/7", "a/b", 7, "t")
+    page = "\n\n".join(reprocess_page(Counts(items=3, dead_letters=1), "abc", None, [letter], host="github.com"))
+    assert "Index version `abc` is built and serves nothing yet" in page
+    assert "| [`a/b#7`](https://github.com/a/b/issues/7) | `embed` | `HTTP 400` |" in page
 
 
 def test_the_page_tells_reasons_and_no_strangers_words():
