@@ -79,6 +79,8 @@ SELECT
   (SELECT extract(epoch FROM now() - max(finished_at)) FROM run WHERE kind IN ('ingest', 'crawl') AND failure IS NULL) AS freshness_seconds,
   (SELECT failure FROM run WHERE kind = 'crawl' AND finished_at IS NOT NULL ORDER BY id DESC LIMIT 1) AS failure,
   (SELECT count(*) FROM repository WHERE followed) AS followed,
+  (SELECT coalesce(sum(items), 0)::bigint FROM engine_call WHERE purpose = 'embedding' AND outcome = 'ok'
+     AND settled_at >= date_trunc('hour', now()) - interval '1 hour' AND settled_at < date_trunc('hour', now())) AS digests_per_hour,
   (SELECT to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') || ' UTC (' || reason || ')' FROM pause) AS paused,
   (SELECT github || jsonb_build_object('run', id, 'kind', kind, 'started_at', started_at)
     FROM run WHERE github IS NOT NULL ORDER BY id DESC LIMIT 1) AS github
@@ -126,8 +128,9 @@ class Status:
 
     `github` is what GitHub charged the last run that asked it over GraphQL. `freshness_seconds` is the time since a crawl or an
     ingest last ended well; None before the first. `searchable_seconds`: from a change on GitHub to its being searchable, over the last
-    day. `counted`: what the last full count said of the kept counts. `gated`: summaries whose model's answers did not
-    pass the gate, by reason; their items are complete, with their own sentences for a summary.
+    day. `digests_per_hour`: items digested within the last full hour, by the clock. `counted`: what the last full count said of the kept
+    counts. `gated`: summaries whose model's answers did not pass the gate, by reason; their items are complete, with their own sentences
+    for a summary.
     """
 
     repositories: int
@@ -144,6 +147,7 @@ class Status:
     freshness_seconds: float | None
     oldest_due_seconds: float | None
     searchable_seconds: dict[str, float] | None
+    digests_per_hour: int
     index_version: str | None
     usage: dict[str, Any]
     github: dict[str, Any] | None
@@ -228,6 +232,7 @@ def _status(seen: _Seen) -> Status:
         freshness_seconds=_seconds(rest["freshness_seconds"]),
         oldest_due_seconds=_seconds(seen.freshness["oldest_due_seconds"]),
         searchable_seconds=_percentiles(seen.freshness["percentiles"]),
+        digests_per_hour=rest["digests_per_hour"],
         index_version=serving.index_version or None,
         usage=seen.usage,
         github=rest["github"],

@@ -179,6 +179,8 @@ def _freshness(status: Status) -> str:
     if status.searchable_seconds:
         p50, p95 = (_ago(status.searchable_seconds[name]) for name in ("p50", "p95"))
         parts.append(f"from a change to searchable {p50} (95 %: {p95})")
+    if status.digests_per_hour:
+        parts.append(f"{status.digests_per_hour:,} items digested in the last full hour")
     if status.counted:
         parts.append(f"counted in full at {status.counted['counted_at']:%Y-%m-%d %H:%M} UTC")
     parts += [f"recall@10 {each['recall']:.3f} ({each['filter']})" for each in status.recall]

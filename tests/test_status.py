@@ -235,7 +235,14 @@ async def test_what_is_waiting_and_what_was_slow_is_told(store, filled):
     await run(store, "UPDATE due SET since = now() - interval '3 hours' WHERE item_id = 61")
     await run(store, "INSERT INTO latency (version_id, seconds) VALUES (1, '{60, 120, 600}'), (2, '{9000}')")
     await run(store, "INSERT INTO run (kind, finished_at) VALUES ('crawl', now())")
+    for purpose, hour, items in (("embedding", 1, 40), ("embedding", 0, 7), ("summary", 1, 3)):
+        await run(
+            store,
+            "INSERT INTO engine_call (lease_token, run_id, purpose, model, items, requests, intended_at, settled_at, outcome) "
+            f"SELECT 1, max(id), '{purpose}', 'm', {items}, 1, now(), date_trunc('hour', now()) - interval '{hour} hours', 'ok' FROM run",
+        )
     status = await read_status(store.pool)
+    assert status.digests_per_hour == 40
     assert status.oldest_due_seconds == pytest.approx(3 * 3600, abs=60)
     assert status.lag_seconds() == status.oldest_due_seconds
     assert status.searchable_seconds == {"p50": 120, "p95": pytest.approx(552)}

@@ -78,5 +78,4 @@ async def readyz(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     site = api.site_of(request)
-    history = await site.history.get()
-    return Response(site.metrics.render(await site.status.get(), history.hours), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(site.metrics.render(await site.status.get()), media_type="text/plain; version=0.0.4; charset=utf-8")

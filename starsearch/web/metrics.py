@@ -1,11 +1,8 @@
 """Figures for Prometheus: what the alerts need, counted where it happens or read from the status when somebody asks."""
 
-from collections.abc import Sequence
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from starsearch.audit import Status
-from starsearch.store.reading import Hour
 
 SEARCH_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
@@ -38,14 +35,14 @@ class Metrics:
         self._complete = Gauge("starsearch_complete", "1 where every known item is searchable or a named dead letter.", registry=registry)
         self._digests = Gauge("starsearch_digests_per_hour", "Items digested within the last full hour.", registry=registry)
 
-    def render(self, status: Status, hours: Sequence[Hour]) -> bytes:
+    def render(self, status: Status) -> bytes:
         """The exposition text; surfaces and reasons are ours, never a stranger's text."""
         for stage in ("known", "stored", "summarized", "embedded"):
             self._items.labels(stage).set(getattr(status, stage))
         self._backlog.set(status.pending)
         self._freshness.set(float("nan") if status.freshness_seconds is None else status.freshness_seconds)
         self._complete.set(status.complete)
-        self._digests.set(hours[-2].digested)
+        self._digests.set(status.digests_per_hour)
         self._dead.clear()
         self._gaps.clear()
         for gap in status.gaps:
