@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ GIVEN = "STARSEARCH_TEST_KUBECONFIG"
 SYSTEM_NAMESPACES = {"default", "kube-system", "kube-public", "kube-node-lease"}
 TOKEN_SECONDS = 86_400
 WAIT_SECONDS = 300.0
+STARTING_SECONDS, TRIES = 90.0, 3
 BEAT_SECONDS = 5.0
 
 
@@ -180,18 +181,34 @@ def given(folder: Path, kubeconfig: Path) -> Iterator[Cluster]:
 def _started(folder: Path) -> Iterator[Cluster]:
     build()
     run = folder / "control-plane"
-    ports = {"API_PORT": str(_three_free_ports()), "ETCD_PORT": str(_three_free_ports())}
-    environment = os.environ | ports | {"RUN": str(run), "KUBE_BIN": str(BINARIES)}
-    script = str(TOOLS / "cluster.sh")
     cluster = Cluster(run / "admin.kubeconfig", run)
-    try:
-        with (folder / "cluster.log").open("wb") as log:  # it gives up after half a minute; a busy machine takes longer
-            subprocess.run([script, "up"], env=environment, check=False, stdout=log, stderr=log, timeout=180)
-        wait_for(lambda: cluster.kubectl("-n", "default", "get", "serviceaccount", "default", check=False), what="the control plane")
-        yield cluster
-    finally:
-        with (folder / "cluster.log").open("ab") as log:
-            subprocess.run([script, "down"], env=environment, check=False, stdout=log, stderr=log, timeout=60)
+    for attempt in range(TRIES):
+        ports = {"API_PORT": str(_three_free_ports()), "ETCD_PORT": str(_three_free_ports())}  # which another program may take before it
+        environment = os.environ | ports | {"RUN": str(run), "KUBE_BIN": str(BINARIES)}
+        try:
+            _script("up", folder, environment)  # it gives up after half a minute; a busy machine takes longer
+            try:
+                wait_for(
+                    lambda: cluster.kubectl("-n", "default", "get", "serviceaccount", "default", check=False), seconds=STARTING_SECONDS
+                )
+            except AssertionError as error:
+                if attempt == TRIES - 1:
+                    raise AssertionError(f"the control plane does not start: {_said(run)}") from error
+                continue
+            yield cluster
+            return
+        finally:
+            _script("down", folder, environment)
+
+
+def _script(what: str, folder: Path, environment: Mapping[str, str]) -> None:
+    with (folder / "cluster.log").open("ab") as log, suppress(subprocess.TimeoutExpired):
+        subprocess.run([str(TOOLS / "cluster.sh"), what], env=environment, check=False, stdout=log, stderr=log, timeout=STARTING_SECONDS)
+
+
+def _said(run: Path) -> str:
+    """The last that each of its programs wrote."""
+    return "; ".join(f"{path.stem}: {(path.read_text('utf-8', 'replace').splitlines() or [''])[-1]}" for path in run.glob("log/*.log"))
 
 
 def _three_free_ports() -> int:
