@@ -98,26 +98,24 @@ async def test_digest_flow_digests_what_is_due(environment, row, jsonl):
     assert (await digest())["embedded"] == 2
 
 
-async def test_lines_of_a_flow_name_their_subject_as_json_and_in_prefects_ui(environment, row, jsonl, monkeypatch, logs_restored, capfd):
+async def test_lines_of_a_flow_name_their_subject_as_json_and_in_prefects_ui(environment, row, jsonl):
+    """In a process of its own, as a worker starts it."""
     from prefect import get_client
     from prefect.client.schemas.sorting import LogSort
-    from prefect.logging.handlers import APILogHandler
-
-    from flows.digest import digest
+    from prefect.settings import PREFECT_API_URL
 
     command = [sys.executable, "-m", "starsearch.cli", "ingest", str(jsonl(row(1))), "--no-digest"]
     await asyncio.to_thread(subprocess.run, command, env=os.environ, check=True, capture_output=True, timeout=120)
-    capfd.readouterr()
-    monkeypatch.setenv("STARSEARCH_LOG", "json")
-    assert (await digest(items=10))["embedded"] == 1
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    command = [sys.executable, "-m", "flows.digest"]
+    how = dict(os.environ) | {"STARSEARCH_LOG": "json", "PREFECT_API_URL": PREFECT_API_URL.value()}
+    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=how, check=True, capture_output=True, text=True, timeout=240)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     [began, ended] = [line for line in lines if line["logger"] == "starsearch.pipeline"]
     assert (began["message"], ended["message"].partition(":")[0]) == ("digest began", "digest ended")
     assert began["run"] == ended["run"] is not None
 
-    await APILogHandler.aflush()
     async with get_client() as client:
-        entries = [entry.message for entry in await client.read_logs(sort=LogSort.TIMESTAMP_DESC)]  # it gives the first 200 of all flows
+        entries = [entry.message for entry in await client.read_logs(sort=LogSort.TIMESTAMP_DESC)]  # the first 200 of all flows
     assert f"digest began run={began['run']}" in entries
 
 
