@@ -52,7 +52,7 @@ async def checks(settings: Settings) -> AsyncIterator[Check]:
 async def _database(settings: Settings) -> tuple[Check, bool]:
     """The second: whether there is more to be read in it, its schema being that of this release."""
     from starsearch.store.database import connect, describe
-    from starsearch.store.migrate import check_pgvector, pending
+    from starsearch.store.migrate import check_pgvector, migrations, pending
 
     try:
         async with database_address(settings) as dsn, await connect(dsn) as connection:
@@ -63,10 +63,14 @@ async def _database(settings: Settings) -> tuple[Check, bool]:
     except StarsearchError as error:
         return Check("database", "error", str(error)), False
     kind = "" if settings.database_url else "embedded "
-    schema = f"{missing} migrations missing: run `starsearch migrate`" if missing else "schema up to date"
+    schema, late = "schema up to date", bool(missing)
+    if missing and missing == len(migrations()) and not settings.database_url:
+        schema, late = "new: the first command that needs it sets it up", False
+    elif missing:
+        schema = f"{missing} migrations missing: run `starsearch migrate`"
     where = describe(dsn)
     message = f"{kind}PostgreSQL {server // 10000}.{server % 10000}, pgvector {pgvector}, {schema}, {where}"
-    return Check("database", "warning" if missing or doubts else "ok", "; ".join([message, *doubts])), not missing
+    return Check("database", "warning" if late or doubts else "ok", "; ".join([message, *doubts])), not missing
 
 
 async def _doubts(connection: "AsyncConnection") -> list[str]:

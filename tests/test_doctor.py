@@ -102,6 +102,12 @@ async def test_a_pgvector_that_is_too_old_is_found(sound, monkeypatch):
     assert re.search(r"pgvector .* can damage HNSW indexes.*STARSEARCH_ALLOW_OLD_PGVECTOR=1", found["database"][1])
 
 
+async def test_a_new_database_of_our_own_wants_nothing_done(sound):
+    """The first command that needs it sets it up."""
+    [database] = [check async for check in doctor.checks(sound(database_url=None)) if check.name == "database"]
+    assert (database.level, "new: the first command" in database.message) == ("ok", True)
+
+
 async def test_a_schema_that_is_out_of_date_is_found_and_left_as_it_is(sound, empty_dsn):
     found = await found_wrong(sound(database_url=empty_dsn))
     assert list(found) == ["database"]
