@@ -158,8 +158,7 @@ def test_whatever_breaks_the_run_or_the_next_one_ends_complete(system, fault):
     before, asked = system.digested(), system.engine_requests()
     system.set(SHARD_SIZE=str(FAULT_SHARD))
     system.add_items(FAULT_ITEMS)
-    parent = system.crawl()
-    wait_for(lambda: system.value("SELECT count(*) FROM shard WHERE parent = %s AND began_at IS NOT NULL", parent), what="a shard")
+    parent = _crawl_with_a_shard(system)
     fault(system, parent)
     runs = 1
     while not _done(system, parent, before + FAULT_ITEMS):
@@ -173,6 +172,21 @@ def test_whatever_breaks_the_run_or_the_next_one_ends_complete(system, fault):
     twice = system.engine_requests() - asked - FAULT_ITEMS
     print(f"{fault.__name__}: {runs} run(s), {twice} of {FAULT_ITEMS} asked twice")
     assert twice <= (TWICE * FAULT_ITEMS if fault in KILL_SHARDS else 0)
+
+
+def _crawl_with_a_shard(system: System) -> UUID:
+    """A crawl whose first shard is at work. One that came while the last was about to end is cancelled, and another comes."""
+    began = "SELECT count(*) FROM shard WHERE parent = %s AND began_at IS NOT NULL"
+    parent = system.crawl()
+
+    def working() -> int:
+        nonlocal parent
+        if system.state(parent).is_cancelled():
+            parent = system.crawl()
+        return int(system.value(began, parent))
+
+    wait_for(working, every=2, what="a shard")
+    return parent
 
 
 def _done(system: System, parent: UUID, digests: int) -> bool:
