@@ -19,23 +19,7 @@ from tests.processes import exit_on_sigterm
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m chaos",
-        description="Break everything on a schedule drawn from a seed, then prove that nothing was lost.",
-        epilog=catalogue(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0, help="0: the time's")
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--items", type=int, default=1_000)
-    parser.add_argument("--gap", type=float, default=MEAN_GAP_SECONDS, help="seconds from a fault to the next one, in the mean")
-    parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug on purpose: the run must fail")
-    parser.add_argument("--compare", action="store_true", help="as long without faults first; ITEMS must be more than it digests in both")
-    parser.add_argument("--keep", action="store_true", help="keep the folder with database and logs")
-    parser.add_argument("--kubernetes", action="store_true", help="flow runs are Jobs of a real Kubernetes API, and that breaks too")
-    given = parser.parse_args()
-    if given.kubernetes and (reason := missing()):
-        parser.error(f"--kubernetes: {reason}")
+    given = read_arguments()
     system = System(given.seed or int(time.time()) % 100_000, given.items, OnKubernetes if given.kubernetes else Orchestration)
     print(f"seed {system.seed}, {given.minutes:g} minutes, about {given.items} items; everything in {system.home}", flush=True)
     clean = False
@@ -65,6 +49,27 @@ def main() -> int:
     if not (findings or given.keep):
         system.forget()
     return 1 if findings else 0
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description="Break everything on a schedule drawn from a seed, then prove that nothing was lost.",
+        epilog=catalogue(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="0: the time's")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--items", type=int, default=1_000)
+    parser.add_argument("--gap", type=float, default=MEAN_GAP_SECONDS, help="seconds from a fault to the next one, in the mean")
+    parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug on purpose: the run must fail")
+    parser.add_argument("--compare", action="store_true", help="as long without faults first; ITEMS must be more than it digests in both")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with database and logs")
+    parser.add_argument("--kubernetes", action="store_true", help="flow runs are Jobs of a real Kubernetes API, and that breaks too")
+    given = parser.parse_args()
+    if given.kubernetes and (reason := missing()):
+        parser.error(f"--kubernetes: {reason}")
+    return given
 
 
 def catalogue() -> str:

@@ -121,7 +121,7 @@ class Stderr(logging.Handler):
         try:
             sys.stderr.write(f"{self.format(record)}\n")
             sys.stderr.flush()
-        except Exception:
+        except Exception:  # as the standard library's handlers do: a line that cannot be written ends no work
             self.handleError(record)
 
 

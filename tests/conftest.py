@@ -19,6 +19,7 @@ from starsearch.embedded import postgres
 from starsearch.engines import Engines
 from starsearch.settings import Settings
 from starsearch.storage import Store
+from starsearch.store import digests
 from starsearch.store.database import connect, open_database
 from starsearch.store.migrate import migrate
 from tests.standin.server import StandIn
@@ -180,6 +181,12 @@ def told(logs_restored: None) -> list[dict[str, Any]]:
     for name in logs.OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     return lines
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An item that failed is due again at once."""
+    monkeypatch.setattr(digests, "RETRY_AFTER", digests.RETRY_AFTER / 1000)
 
 
 @pytest.fixture

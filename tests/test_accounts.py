@@ -22,7 +22,7 @@ from starsearch.inference.client import open_client, preflight
 from starsearch.jsonl import read_items
 from starsearch.models import IndexVersion
 from starsearch.pipeline import digest, ingest, recorded_run
-from starsearch.store import digests, turns
+from starsearch.store import turns
 from starsearch.store.leases import claim, find_due, release_dead, worker
 from starsearch.store.purges import Target, purge
 from starsearch.store.turns import take_turns
@@ -34,9 +34,11 @@ VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
 SAME = {"title": "Bump lodash", "body": "Bumps lodash to the newest release."}
 
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(digests, "RETRY_AFTER", digests.RETRY_AFTER / 1000)
+def quick_turns(monkeypatch):
     monkeypatch.setattr(turns, "POSTPONED", turns.POSTPONED / 20)
 
 

@@ -8,7 +8,6 @@ import httpx2
 import pytest
 
 from starsearch.audit import read_status
-from starsearch.store import digests
 from starsearch.store.dead_letters import Choice, count_dead_letters, find_dead_letters, retry_dead_letters
 from tests.stub_engine import StubEngine, nonsense
 from tests.test_accounts import digest_with, ingest_file, one, rows
@@ -16,9 +15,7 @@ from tests.test_accounts import digest_with, ingest_file, one, rows
 HOSTILE = "no \x1b]0;owned\x07 \x1b[2Jmercy [bold]at all[/bold]"
 
 
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch):
-    monkeypatch.setattr(digests, "RETRY_AFTER", digests.RETRY_AFTER / 1000)
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 def refuses(text, times):

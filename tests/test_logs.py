@@ -14,8 +14,9 @@ from starsearch.logs import Entry, Json, Text, about, write_logs
 from starsearch.pipeline import digest, recorded_run
 from tests.crawls import crawl_now
 from tests.stub_engine import StubEngine
-from tests.test_pipeline import engines_of, quick_retries  # noqa: F401
+from tests.test_pipeline import engines_of
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
 log = logging.getLogger("starsearch.test")
 HOSTILE = [
     "two\nlines",

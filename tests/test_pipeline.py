@@ -32,9 +32,7 @@ from tests.stub_engine import StubEngine, completion, failure, nonsense
 VERSION = IndexVersion("stub", "", 384, "recipe", "stub", "v1")
 
 
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch):
-    monkeypatch.setattr(digests, "RETRY_AFTER", digests.RETRY_AFTER / 1000)
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 @asynccontextmanager
