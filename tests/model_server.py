@@ -33,8 +33,9 @@ class ModelServer:
         self.cache = cache or Path(tempfile.gettempdir()) / "starsearch-model-server"
         self.minilm = None
         self.requests = Counter()
-        self.held = threading.Event()  # cleared, chat requests wait
+        self.held = threading.Event()  # cleared, chat requests wait, and embeddings after the first `unheld` texts
         self.held.set()
+        self.unheld = 0
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -70,6 +71,8 @@ class ModelServer:
     async def embeddings(self, request):
         body = await request.json()
         self.requests[body["model"]] += len(body["input"])
+        if self.requests[body["model"]] > self.unheld:
+            await asyncio.to_thread(self.held.wait)
         vectors = await asyncio.to_thread(self._embed, body["model"], body["input"])
         data = [
             {"object": "embedding", "index": n, "embedding": base64.b64encode(v.astype("<f4").tobytes()).decode()}
