@@ -8,6 +8,7 @@ minilm-256: all-MiniLM-L6-v2 cut to 256 dimensions. extractive: the embedded eng
 import asyncio
 import base64
 import hashlib
+import math
 import re
 import sys
 import tempfile
@@ -35,7 +36,7 @@ class ModelServer:
         self.requests = Counter()
         self.held = threading.Event()  # cleared, chat requests wait, and embeddings after the first `unheld` texts
         self.held.set()
-        self.unheld = 0
+        self.unheld: float = math.inf
         routes = [
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),

@@ -175,6 +175,7 @@ def test_no_secret_is_left_behind_by_a_process_that_crashes(planted, engine, tmp
         process.send_signal(signal.SIGABRT)
         out, err = process.communicate(timeout=CRASHING_SECONDS)
     engine[0].held.set()
+    assert engine[0].requests["chat"], "it crashed with a request under way"
     assert process.returncode == -signal.SIGABRT, err
     assert b"Fatal Python error: Aborted" in err
     assert b"starsearch" in err  # the stack was told
