@@ -21,12 +21,13 @@ import httpx2
 import jwt
 
 from starsearch.errors import AnswerUnusable, RateLimited, SourceUnavailable
+from starsearch.github.values import LONGEST_WAIT_SECONDS, quota_of, wait_of
 
 REFRESH_BEFORE = timedelta(minutes=10)
 IN_FLIGHT = 2  # per credential: GitHub's CPU limit allows about one at a time on average
 SECONDARY_SECONDS = 60.0  # GitHub's own advice where it does not say how long
 SECONDARY_DOUBLINGS = 5
-BLOCK_SECONDS = (1.0, 86_400.0)  # never at once, or a wrong header makes a loop of it; and no limit lasts longer than an hour
+LEAST_BLOCK_SECONDS = 1.0  # never at once, or a wrong header makes a loop of it
 RECOVERY = 0.05  # of a request in flight, regained with each answer
 RESERVE = 0.10  # of a credential's points, left for people
 BACKFILL_RESERVE = 0.40  # a backfill leaves more: the hourly crawl comes first
@@ -166,10 +167,8 @@ class Credential:
         log.warning("%s", reason)
 
     def read(self, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(ValueError, KeyError, OverflowError, OSError):
-            self.limit = int(headers["x-ratelimit-limit"])
-            self.remaining = int(headers["x-ratelimit-remaining"])
-            self.resets_at = datetime.fromtimestamp(int(headers["x-ratelimit-reset"]), UTC)
+        if quota := quota_of(headers):
+            self.limit, self.remaining, self.resets_at = quota
 
     def answered(self) -> None:
         self._strikes = self._refusals = 0
@@ -181,16 +180,15 @@ class Credential:
     def block(self, headers: Mapping[str, str], clock: Clock) -> float:
         """A limit was met: no request before it ends. Returns the seconds."""
         self.slow_down()
-        asked = headers.get("retry-after", "")
-        if asked.isdecimal():
-            seconds = float(asked)
+        asked = wait_of(headers)
+        if asked is not None:
+            seconds = asked
         elif self.remaining == 0 and self.resets_at:
             seconds = (self.resets_at - clock.now()).total_seconds() + 5
         else:
             seconds = SECONDARY_SECONDS * 2 ** min(self._strikes, SECONDARY_DOUBLINGS)
         self._strikes += 1
-        least, most = BLOCK_SECONDS
-        seconds = min(max(seconds, least), most)
+        seconds = min(max(seconds, LEAST_BLOCK_SECONDS), LONGEST_WAIT_SECONDS)
         self._blocked_until = time.monotonic() + seconds
         return seconds
 

@@ -6,7 +6,6 @@ with the last one. https://docs.github.com/rest/issues/issues#list-repository-is
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ import httpx2
 
 from starsearch.certificates import distrust
 from starsearch.errors import RateLimited, Rejected, SourceUnavailable, StarsearchError
+from starsearch.github.values import quota_of, wait_of
 from starsearch.models import Checkpoint, Chunk, Item, Rejection, parse_item
 
 PAGE_SIZE = 100  # GitHub's largest
@@ -39,10 +39,8 @@ class Quota:
     resets_at: datetime | None = None
 
     def read(self, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(ValueError, KeyError, OverflowError, OSError):  # all three or none: they are told together
-            remaining = int(headers["x-ratelimit-remaining"])
-            limit, reset = (int(headers.get(f"x-ratelimit-{name}", 0)) for name in ("limit", "reset"))
-            self.limit, self.remaining, self.resets_at = limit, remaining, datetime.fromtimestamp(reset, UTC)
+        if quota := quota_of(headers):
+            self.limit, self.remaining, self.resets_at = quota
 
     def __str__(self) -> str:
         if self.remaining is None:
@@ -132,7 +130,8 @@ class RestSource:
         if response.status_code == 429 or (response.status_code == 403 and (wait or self.quota.remaining == 0)):
             asks = f", and GitHub asks to wait {wait} s" if wait else ""
             # the short-term limit names its own end, which is not the hourly quota's
-            resets_at = datetime.now(UTC) + timedelta(seconds=int(wait)) if wait.isdecimal() else self.quota.resets_at
+            seconds = wait_of(response.headers)
+            resets_at = self.quota.resets_at if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
             raise RateLimited(f"{self.quota}{asks}; a token (STARSEARCH_GITHUB_TOKENS) allows 5,000 an hour", resets_at)
         if response.status_code == 401:
             raise SourceUnavailable("GitHub refuses the token: correct STARSEARCH_GITHUB_TOKENS, GH_TOKEN or GITHUB_TOKEN")

@@ -1,8 +1,12 @@
 """What GitHub's answers hold, before it meets a column of the database: one such value must cost its own row, not its batch."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
 from starsearch.models import MAX_NAME_BYTES, MAX_NUMBER, within
 
 MAX_ID = 2**63 - 1
+LONGEST_WAIT_SECONDS = 86_400.0  # no limit lasts longer than an hour
 
 
 def whole(value: object, *, least: int = 0, most: int = MAX_NUMBER) -> int:
@@ -18,3 +22,18 @@ def word(value: object) -> str:
         raise ValueError(f"not a name: {str(value)[:40]!r}")
     within(value, MAX_NAME_BYTES)
     return value
+
+
+def quota_of(headers: Mapping[str, str]) -> tuple[int, int, datetime] | None:
+    """The limit, how much of it remains, and when it begins anew: all three, as they are told together, or None."""
+    try:
+        limit, remaining, reset = (whole(int(headers[f"x-ratelimit-{name}"]), most=MAX_ID) for name in ("limit", "remaining", "reset"))
+        return limit, remaining, datetime.fromtimestamp(reset, UTC)
+    except (ValueError, KeyError, OverflowError, OSError):
+        return None
+
+
+def wait_of(headers: Mapping[str, str]) -> float | None:
+    """The seconds of Retry-After, a day at most; None where it holds no number."""
+    asked = headers.get("retry-after", "")
+    return min(float(asked), LONGEST_WAIT_SECONDS) if asked.isdecimal() else None

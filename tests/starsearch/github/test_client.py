@@ -351,6 +351,9 @@ async def test_an_answer_between_failures_starts_the_count_again():
         {"x-ratelimit-remaining": "0", "x-ratelimit-limit": "5000", "x-ratelimit-reset": "9" * 30},  # beyond any calendar
         {"x-ratelimit-remaining": "0", "x-ratelimit-limit": "5000", "x-ratelimit-reset": "1772366400000"},  # milliseconds
         {"x-ratelimit-remaining": "0", "x-ratelimit-limit": "5000", "x-ratelimit-reset": "nan"},
+        {"x-ratelimit-remaining": "0", "x-ratelimit-limit": "9" * 400, "x-ratelimit-reset": "soon"},  # not read by half
+        {"x-ratelimit-remaining": "0", "x-ratelimit-limit": "9" * 400, "x-ratelimit-reset": "1772366400"},  # no float
+        {"x-ratelimit-remaining": "-1", "x-ratelimit-limit": "5000", "x-ratelimit-reset": "1772366400"},
         {"date": "nonsense"},
         {"date": ""},
         {"date": "Mon, 01 Jan 0001 00:00:00 +0100"},  # before there was time

@@ -419,3 +419,9 @@ def test_a_quota_that_cannot_be_read_is_not_read_by_half(reset):
     quota = Quota()
     quota.read({"x-ratelimit-limit": "60", "x-ratelimit-remaining": "42", "x-ratelimit-reset": reset})
     assert str(quota) == "GitHub did not say how many requests are left"
+
+
+async def test_a_retry_after_beyond_any_limit_is_a_day():
+    with pytest.raises(RateLimited) as caught:
+        await GitHub(httpx2.Response(429, headers={"retry-after": "9" * 400})).crawl()
+    assert timedelta(hours=23) < caught.value.resets_at - datetime.now(UTC) <= timedelta(days=1)
