@@ -12,7 +12,7 @@ from starsearch.backfill import Limits, read_request
 from starsearch.github.client import Usage
 from starsearch.models import ItemType
 from tasks.digesting import digest_due
-from tasks.explanations import explain_backfill
+from tasks.explanations import explain_backfill, failure_explained
 from tasks.stages import agree, prepared, price_range, read_range, report
 
 # What Prefect's form shows of a parameter is its line under Args; what a Field says of it is dropped.
@@ -50,7 +50,7 @@ async def backfill(
     """
     began, request = datetime.now(UTC), read_request(since, until, repositories or (), top, kinds)
     digested = stages == "store and digest"
-    async with prepared():
+    async with prepared(), failure_explained("backfill-explained", "Backfill", request):
         if dry_run:
             return await price_range(request)
         await agree(request, Limits(max_items, max_usd, confirmed), digested=digested)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from starsearch.backfill import Limits
 from starsearch.models import GATE_MARGIN
-from tasks.explanations import explain_reprocess
+from tasks.explanations import explain_reprocess, failure_explained
 from tasks.stages import activate_version, agree_to_version, build_version, prepared, price_version, report
 
 
@@ -31,7 +31,7 @@ async def reprocess(
         max_items: do not begin where more items than this need a new vector.
         max_usd: do not begin where it is expected to cost more dollars.
     """
-    async with prepared():
+    async with prepared(), failure_explained("reprocess-explained", "Reprocess"):
         if dry_run:
             return await price_version()
         await agree_to_version(Limits(max_items, max_usd))

@@ -78,6 +78,7 @@ SELECT
   (SELECT count(*) FROM rejection) AS rejected,
   (SELECT extract(epoch FROM now() - max(finished_at)) FROM run WHERE kind IN ('ingest', 'crawl') AND failure IS NULL) AS freshness_seconds,
   (SELECT failure FROM run WHERE kind = 'crawl' AND finished_at IS NOT NULL ORDER BY id DESC LIMIT 1) AS failure,
+  (SELECT failure FROM run WHERE kind = 'digest' AND finished_at IS NOT NULL ORDER BY id DESC LIMIT 1) AS digest_failure,
   (SELECT count(*) FROM repository WHERE followed) AS followed,
   (SELECT coalesce(sum(items), 0)::bigint FROM engine_call WHERE purpose = 'embedding' AND outcome = 'ok'
      AND settled_at >= date_trunc('hour', now()) - interval '1 hour' AND settled_at < date_trunc('hour', now())) AS digests_per_hour,
@@ -239,7 +240,7 @@ def _status(seen: _Seen) -> Status:
         counted=seen.counted,
         recall=seen.recall,
         versions=found,
-        warnings=[*_warnings(seen.recall, seen.counted, rest["failure"], rest["paused"])],
+        warnings=[*_warnings(seen.recall, seen.counted, rest)],
         gaps=seen.gaps + [Gap(row["stage"], row["reason"], row["count"]) for row in seen.dead],
         gated=seen.gated,
     )
@@ -310,11 +311,13 @@ async def _counted(connection: AsyncConnection) -> dict[str, Any] | None:
     return asdict(last) if last else None
 
 
-def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None, failure: str | None, paused: str | None) -> Iterable[str]:
-    if paused:
-        yield f"work is paused since {paused}: `starsearch resume` lets it go on"
-    if failure:
-        yield f"the last crawl failed: {failure}"
+def _warnings(recall: Sequence[dict[str, Any]], counted: dict[str, Any] | None, rest: dict[str, Any]) -> Iterable[str]:
+    if rest["paused"]:
+        yield f"work is paused since {rest['paused']}: `starsearch resume` lets it go on"
+    if rest["failure"]:
+        yield f"the last crawl failed: {rest['failure']}"
+    if rest["digest_failure"] and not rest["paused"]:
+        yield f"the last digest failed: {rest['digest_failure']}"
     for measured in recall:
         if measured["recall"] < RECALL_TARGET:
             yield f"recall@10 is {measured['recall']:.2f} ({measured['filter']}), below {RECALL_TARGET}: see docs/operations.md"

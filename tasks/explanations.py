@@ -4,7 +4,8 @@ Reasons may quote strangers (a model, GitHub, the person at the form): they appe
 and bodies never appear. Links are put together here, from the host, a name of known characters and a number.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from tasks.artifacts import only_shown
 
 SHOWN = 20  # dead letters, repositories: the rest is counted
 LONGEST = 200  # characters of a reason
+LONGEST_FAILURE = 1_000  # of what ended the whole run: the end of such a text says what to do
 KINDS = {"issue": "issues", "pull_request": "pull requests"}
 
 
@@ -88,6 +90,23 @@ async def explain_reprocess_price(told: Mapping[str, Any]) -> None:
         "cost": dollars(told["cost_usd"]),
     }
     await _publish("reprocess-price-explained", ["# What reprocessing would cost", table(rows), "Nothing was built."])
+
+
+@asynccontextmanager
+async def failure_explained(key: str, title: str, request: Request | None = None) -> AsyncIterator[None]:
+    """Where the block fails, the page says what ended the run and how to go on; the error goes on to the run's state."""
+    try:
+        yield
+    except Exception as error:
+        await _publish(key, failure_page(title, request, error))
+        raise
+
+
+def failure_page(title: str, request: Request | None, error: Exception) -> list[str]:
+    reason = inert(f"{type(error).__name__}: {error}", LONGEST_FAILURE)
+    go_on = "What was stored and digested before stays. When the reason is gone, the same run again goes on from there."
+    counted = "What is still missing: `starsearch status`; what failed for good: `starsearch dead-letters list`."
+    return [f"# {title}: not done", _asked(request) if request else "", f"It ended with {reason}", go_on, counted]
 
 
 async def _dead_letters(chosen: Callable[[DeadLetter], bool]) -> tuple[list[DeadLetter], str]:
@@ -157,7 +176,7 @@ def item_link(host: str, repo: str, number: int) -> str:
     return f"[`{repo}#{int(number)}`](https://{host}/{repo}/issues/{int(number)})"
 
 
-def inert(text: object) -> str:
+def inert(text: object, longest: int = LONGEST) -> str:
     """As code, on one line, without what would end the code or a cell of a table."""
     line = " ".join(visible(str(text)).split()).replace("`", "'").replace("|", "¦")
-    return f"`{line[:LONGEST]}`" if line else "none"
+    return f"`{line[:longest]}`" if line else "none"

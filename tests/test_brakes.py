@@ -129,8 +129,10 @@ async def test_a_budget_that_is_spent_stops_before_the_next_request(stored, budg
     status = await read_status(stored.pool)
     assert status.embedded < ITEMS
     assert status.embedded + status.pending == ITEMS
+    assert f"the last digest failed: {refused.value}" in status.warnings
     assert await rows(stored, "SELECT 1 FROM due WHERE lease_token IS NOT NULL OR attempts > 0") == []
     assert (await digest_all(stored, StubEngine())).embedded == ITEMS - status.embedded
+    assert (await read_status(stored.pool)).warnings == []
 
 
 async def test_a_budget_that_is_spent_within_a_batch_stops_there(stored):

@@ -236,7 +236,11 @@ async def test_the_backfill_form_prices_refuses_stores_and_explains(environment,
         assert (stored["inserted"], stored["summarized"]) == (2, 0)
         done = await backfill("2020-01-01", repositories=both, confirmed=True)
         assert (done["inserted"], done["embedded"]) == (1, 3)  # what is stored already is not fetched again
-    pages = {each.key: each.data for each in sorted(await artifacts(), key=lambda each: each.created) if each.key}
+    made = sorted((each for each in await artifacts() if each.key), key=lambda each: each.created)
+    refusals = [each.data for each in made if each.key == "backfill-explained" and each.data.startswith("# Backfill: not done")]
+    for reason in ("more than a year", "3 items are more than max_items allows", "no/such: not found"):
+        assert any(reason in page and "the same run again goes on" in page for page in refusals), reason
+    pages = {each.key: each.data for each in made}
     assert "about 3, counted in 1 of 1 repositories" in pages["backfill-price-explained"]
     page = pages["backfill-explained"]
     assert "issues and pull requests of 2 named repositories, updated since 2020-01-01" in page

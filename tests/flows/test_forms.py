@@ -14,7 +14,7 @@ from starsearch.errors import TooMuch
 from starsearch.github.client import Usage
 from starsearch.models import Counts
 from starsearch.store.dead_letters import DeadLetter
-from tasks.explanations import SHOWN, backfill_page, inert, item_link, reprocess_page
+from tasks.explanations import SHOWN, backfill_page, failure_page, inert, item_link, reprocess_page
 
 NOW = datetime.now(UTC)
 
@@ -142,6 +142,16 @@ def test_the_page_of_a_reprocess_links_what_it_could_not_do():
     page = "\n\n".join(reprocess_page(Counts(items=3, dead_letters=1), "abc", None, [letter], host="github.com"))
     assert "Index version `abc` is built and serves nothing yet" in page
     assert "| [`a/b#7`](https://github.com/a/b/issues/7) | `embed` | `HTTP 400` |" in page
+
+
+def test_the_page_of_a_run_that_failed_says_why_in_full_and_how_to_go_on():
+    request = read_request("7d", "0d", ["a/b"], kinds=["issue"])
+    page = "\n\n".join(failure_page("Backfill", request, TooMuch("`so` <b> | much, " * 30 + "or confirm it")))
+    assert page.startswith("# Backfill: not done\n\nAsked for: issues of 1 named repositories")
+    assert "`TooMuch: 'so' <b> ¦ much, " in page
+    assert "or confirm it`\n" in page
+    assert "the same run again goes on" in page
+    assert "<" not in re.sub(r"`[^`]*`", "", page)
 
 
 def test_the_page_tells_reasons_and_no_strangers_words():
