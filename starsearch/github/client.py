@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import httpx2
 import orjson
 
+from starsearch.bounded import ACCEPTED, TooLong, asked
 from starsearch.certificates import distrust
 from starsearch.errors import AnswerUnusable, QueryRefused, QueryTooHeavy, SourceUnavailable
 from starsearch.github.credentials import BACKFILL_RESERVE, RESERVE, Clock, Credential, CredentialPool
@@ -166,9 +167,10 @@ class GitHub:
         self.usage.requests += 1
         self.usage.by_query[name] += 1
         try:
-            response = await self._http.post(
-                self._url, content=body, headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-            )
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            response = await asked(self._http, "POST", self._url, content=body, headers=headers)
+        except TooLong as error:
+            raise QueryTooHeavy(str(error)) from error
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             if reason := distrust(error):
                 raise SourceUnavailable(f"{self._url} is not asked: {reason}") from error
@@ -249,7 +251,12 @@ async def open_github(
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[GitHub]:
     """`url`: of the GraphQL endpoint."""
-    headers = {"User-Agent": "starsearch", "X-Github-Next-Global-ID": "1", "Accept": "application/vnd.github+json"}
+    headers = {
+        "User-Agent": "starsearch",
+        "X-Github-Next-Global-ID": "1",
+        "Accept": "application/vnd.github+json",
+        "Accept-Encoding": ACCEPTED,
+    }
     async with httpx2.AsyncClient(headers=headers, timeout=TIMEOUT_SECONDS, transport=transport) as http:
         yield GitHub(http, url, CredentialPool(credentials, Clock()), backfill=backfill)
 

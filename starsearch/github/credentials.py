@@ -20,6 +20,7 @@ from email.utils import parsedate_to_datetime
 import httpx2
 import jwt
 
+from starsearch.bounded import asked
 from starsearch.errors import AnswerUnusable, RateLimited, SourceUnavailable
 from starsearch.github.values import LONGEST_WAIT_SECONDS, quota_of, wait_of
 
@@ -111,7 +112,7 @@ class AppInstallation:
             raise SourceUnavailable("STARSEARCH_GITHUB_APP_PRIVATE_KEY is not an RSA private key in PEM form") from error
         url = f"{self.rest_url}/app/installations/{self.installation_id}/access_tokens"
         try:
-            response = await http.post(url, headers={"Authorization": f"Bearer {proof}"})
+            response = await asked(http, "POST", url, headers={"Authorization": f"Bearer {proof}"})
         except httpx2.RequestError as error:
             raise AnswerUnusable(f"{self.name}: no answer to the request for a token ({error})") from error
         clock.read(response.headers)

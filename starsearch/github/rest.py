@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from starsearch.bounded import ACCEPTED, asked
 from starsearch.certificates import distrust
 from starsearch.errors import RateLimited, Rejected, SourceUnavailable, StarsearchError
 from starsearch.github.values import quota_of, wait_of
@@ -109,7 +110,7 @@ class RestSource:
         for attempt in range(1, TRIES + 1):
             try:
                 self.requests += 1
-                response = await self._http.get(url)
+                response = await asked(self._http, "GET", url)
             except httpx2.RequestError as error:
                 if reason := distrust(error):
                     raise SourceUnavailable(f"{self._http.base_url.host} is not asked: {reason}") from error
@@ -152,6 +153,7 @@ async def open_source(
 ) -> AsyncIterator[RestSource]:
     headers = {
         "Accept": "application/vnd.github+json",
+        "Accept-Encoding": ACCEPTED,
         "X-GitHub-Api-Version": "2022-11-28",
         "X-Github-Next-Global-ID": "1",  # the node ids that GraphQL tells, too
         "User-Agent": "starsearch",

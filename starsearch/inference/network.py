@@ -14,6 +14,8 @@ import aiohttp
 import httpx2
 import yarl
 
+from starsearch.bounded import ACCEPTED, Unpacker, of_the_content
+
 NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # headers that aiohttp would add of its own
 CONNECTED = "starsearch.connected"
 """Key of a request's extension: an async function to be called when a new connection was made for it."""
@@ -43,7 +45,7 @@ class Network(httpx2.AsyncBaseTransport):
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive_seconds, ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # httpx2 does that
+            auto_decompress=False,  # done here, up to a size
             skip_auto_headers=NOT_ADDED,
             trace_configs=[traces],
         )
@@ -55,7 +57,7 @@ class Network(httpx2.AsyncBaseTransport):
             answer = await self._session.request(
                 request.method,
                 yarl.URL(str(request.url), encoded=True),
-                headers=request.headers.multi_items(),
+                headers=_accepting(request.headers),
                 data=request.content or None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(connect=timeout.get("connect"), sock_read=timeout.get("read")),
@@ -63,14 +65,22 @@ class Network(httpx2.AsyncBaseTransport):
                 proxy=self._proxy,
                 trace_request_ctx=request.extensions.get(CONNECTED),
             )
+            headers = of_the_content(answer.raw_headers)
             if answer.content_type == EVENTS:
-                return httpx2.Response(answer.status, headers=answer.raw_headers, stream=_Coming(answer))
-            async with answer:
-                body = await answer.read()
-        return httpx2.Response(answer.status, headers=answer.raw_headers, stream=httpx2.ByteStream(body))
+                return httpx2.Response(answer.status, headers=headers, stream=_Coming(answer))
+            body = await _whole(answer)
+        return httpx2.Response(answer.status, headers=headers, stream=httpx2.ByteStream(body))
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    async with answer:
+        unpacker = Unpacker(answer.headers.get("content-encoding"))
+        body = b"".join([unpacker.feed(piece) async for piece in answer.content.iter_any()])
+        unpacker.end()
+        return body
 
 
 class _Coming(httpx2.AsyncByteStream):
@@ -81,11 +91,17 @@ class _Coming(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _translated():
+            unpacker = Unpacker(self._answer.headers.get("content-encoding"))
             async for piece in self._answer.content.iter_any():
-                yield piece
+                yield unpacker.feed(piece)
 
     async def aclose(self) -> None:
         self._answer.release()
+
+
+def _accepting(headers: httpx2.Headers) -> list[tuple[str, str]]:
+    """The SDK would take whatever httpx2 can unpack."""
+    return [(name, ACCEPTED if name == "accept-encoding" else value) for name, value in headers.multi_items()]
 
 
 async def _tell_connected(_: aiohttp.ClientSession, context: Any, __: aiohttp.TraceConnectionCreateEndParams) -> None:

@@ -1,6 +1,7 @@
 """One query, one answer: every way in which GitHub says "not now", who asks next, and what was waited."""
 
 import asyncio
+import gzip
 import logging
 from datetime import timedelta
 from importlib import resources
@@ -9,6 +10,7 @@ import httpx2
 import pytest
 from graphql import parse, validate
 
+from starsearch.bounded import MOST_BYTES
 from starsearch.errors import AnswerUnusable, QueryRefused, QueryTooHeavy, RateLimited, SourceUnavailable, StarsearchError
 from starsearch.github.client import FAILED_REQUESTS, NAPS_SECONDS, TIMEOUT_SECONDS, TRIES, query_text
 from starsearch.github.resolve import NAMES, _query
@@ -470,3 +472,12 @@ async def test_a_token_that_no_header_can_carry_is_refused_and_not_told(secret, 
         await ask(wire, token(secret, name="token 1 of 2"))
     assert "canary" not in f"{caught.value} {caplog.text}"
     assert not wire.asked
+
+
+async def test_an_answer_that_is_too_long_is_asked_for_in_parts():
+    packed = gzip.compress(bytes(MOST_BYTES + 1))
+    wire = Wire(lambda _: Response(200, headers={"content-encoding": "gzip"}, stream=httpx2.ByteStream(packed)))
+    async with wire.open() as github:
+        with pytest.raises(QueryTooHeavy, match="longer than 64 MB"):
+            await github.ask("ping", {})
+    assert len(wire.asked) == TRIES

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
+from starsearch.bounded import MOST_BYTES, TooLong
 from starsearch.inference.network import CONNECTED, Network
 from tests.processes import free_port
 
@@ -134,6 +135,27 @@ async def test_an_answer_is_unpacked_and_its_headers_kept():
         answer = await network.handle_async_request(request(url))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
         assert await answer.aread() == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+async def test_a_bomb_ends_its_own_request(kind):
+    body = gzip.compress(bytes(MOST_BYTES + 1))
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-encoding: gzip\r\ncontent-length: {len(body)}\r\n\r\n"
+    async with server(says(head.encode() + body)) as url, opened() as network:
+        with pytest.raises(TooLong):
+            await (await network.handle_async_request(request(url))).aread()
+
+
+async def test_nothing_is_accepted_that_is_not_unpacked_here():
+    heads = []
+
+    async def answer(head, reader, writer):
+        heads.append(head.decode().lower())
+        writer.write(HEAD + b"2\r\n\r\n{}")
+
+    async with server(answer) as url, opened() as network:
+        await network.handle_async_request(httpx2.Request("GET", url, headers={"accept-encoding": "gzip, br, zstd"}))
+    assert "\r\naccept-encoding: gzip\r\n" in heads[0]
 
 
 async def test_a_connection_is_kept_and_only_a_new_one_is_told_of():
