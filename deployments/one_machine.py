@@ -121,7 +121,7 @@ def _roles(settings: Settings) -> dict[str, psutil.Process]:
 
 
 def server_command() -> list[str]:
-    return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    return [sys.executable, str(ROOT / "deployments" / "prefect_server.py"), "server", "start", "--host", "127.0.0.1"]
 
 
 def worker_command(pool: str, kind: str = "process") -> list[str]:

@@ -23,6 +23,7 @@ from uuid import UUID
 import psutil
 import psycopg
 
+from deployments.one_machine import server_command
 from starsearch.embedded import postgres
 from tests.k8s import cluster as kubernetes
 from tests.k8s.cluster import Cluster, ended, wait_for
@@ -77,13 +78,12 @@ class System:
 
     def start(self, name: str) -> None:
         """The server, or a worker, as a process."""
-        arguments = (
-            ["server", "start", "--host", "127.0.0.1", "--port", self.environment["PREFECT_SERVER_API_PORT"]]
+        command = (
+            [*server_command(), "--port", self.environment["PREFECT_SERVER_API_PORT"]]
             if name == "server"
-            else ["worker", "start", "--pool", name, *WORKER, "--name", f"{name}-{time.monotonic()}"]
+            else [sys.executable, "-m", "prefect", "worker", "start", "--pool", name, *WORKER, "--name", f"{name}-{time.monotonic()}"]
         )
         with (self.folder / f"{name}.log").open("ab") as log:
-            command = [sys.executable, "-m", "prefect", *arguments]
             self.processes[name] = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, cwd=self.folder)
         if name == "server":
             wait_for(self._healthy, what="Prefect's server")
