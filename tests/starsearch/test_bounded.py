@@ -62,6 +62,7 @@ def test_what_follows_a_packed_answer_is_counted():
         ("deflate", zlib.compress(b"x"), "packed as 'deflate', and only gzip was asked for"),
         ("gzip, gzip", b"", "only gzip was asked for"),
     ],
+    ids=["not packed", "cut off", "empty", "deflate", "twice"],
 )
 def test_what_cannot_be_unpacked_is_a_broken_connection(encoding, sent, reason):
     with pytest.raises(httpx2.ReadError, match=reason):
