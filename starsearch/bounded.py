@@ -27,9 +27,11 @@ class Unpacker:
             raise httpx2.ReadError(f"the answer is packed as {encoding[:40]!r}, and only {ACCEPTED} was asked for")
         self._gzip = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 16)
         self._most = self._left = most
+        self._began = False
 
     def feed(self, piece: bytes) -> bytes:
         """Raises TooLong, and httpx2.ReadError for what cannot be unpacked."""
+        self._began = self._began or bool(piece)
         if self._gzip and not self._gzip.eof:
             try:
                 piece = self._gzip.decompress(piece, self._left + 1)
@@ -41,8 +43,8 @@ class Unpacker:
         return piece
 
     def end(self) -> None:
-        """Raises httpx2.ReadError where something is missing."""
-        if self._gzip and not self._gzip.eof:
+        """Raises httpx2.ReadError where something is missing; nothing at all, as a proxy's error may be, is whole."""
+        if self._gzip and self._began and not self._gzip.eof:
             raise httpx2.ReadError("the answer ended before its end")
 
 
