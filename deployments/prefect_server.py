@@ -9,7 +9,7 @@ import gc
 import threading
 import time
 
-YOUNG_SECONDS, ALL_SECONDS = 1.0, 120.0
+YOUNG_SECONDS, ALL_EVERY = 1.0, 120
 
 
 def collect_beside() -> None:
@@ -19,16 +19,13 @@ def collect_beside() -> None:
 
 
 def _collect() -> None:
-    full_at, first = time.monotonic() + ALL_SECONDS, True
     while True:
-        time.sleep(YOUNG_SECONDS)
-        if time.monotonic() < full_at:
+        for _ in range(ALL_EVERY):
+            time.sleep(YOUNG_SECONDS)  # the pace; nothing is waited for
             gc.collect(1)
-            continue
         gc.collect()
-        if first:
+        if not gc.get_freeze_count():
             gc.freeze()  # the modules, most of the heap: the next full collections are short
-        full_at, first = time.monotonic() + ALL_SECONDS, False
 
 
 if __name__ == "__main__":

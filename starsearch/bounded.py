@@ -3,7 +3,7 @@ request and no process. Unpacked here, because a client that unpacks a piece at 
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any
 
 import httpx2
@@ -53,11 +53,17 @@ def of_the_content(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, 
     return [(name, value) for name, value in headers if name.lower() not in ABOUT_THE_PACKING]
 
 
+async def whole(pieces: AsyncIterable[bytes], encoding: str | None) -> bytes:
+    """An answer read to its end. Raises httpx2.ReadError, TooLong among them."""
+    unpacker = Unpacker(encoding)
+    body = b"".join([unpacker.feed(piece) async for piece in pieces])
+    unpacker.end()
+    return body
+
+
 async def asked(http: httpx2.AsyncClient, method: str, url: str, **options: Any) -> httpx2.Response:
     """One request of an ordinary client, its answer read. Raises httpx2.RequestError, TooLong among them."""
     async with http.stream(method, url, **options) as answer:
-        unpacker = Unpacker(answer.headers.get("content-encoding"))
-        assert isinstance(answer.stream, httpx2.AsyncByteStream)
-        body = b"".join([unpacker.feed(piece) async for piece in answer.stream])
-        unpacker.end()
+        assert isinstance(answer.stream, httpx2.AsyncByteStream)  # of an AsyncClient
+        body = await whole(answer.stream, answer.headers.get("content-encoding"))
         return httpx2.Response(answer.status_code, headers=of_the_content(answer.headers.raw), content=body, request=answer.request)

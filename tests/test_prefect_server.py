@@ -17,13 +17,14 @@ def connect(path):
     return sqlite3.connect(path, timeout=4, check_same_thread=False, isolation_level=None)
 
 def write():
+    began.set()
     try:
         waiting.execute("INSERT INTO row VALUES (4)")
         said.append("stored")
     except sqlite3.OperationalError as error:
         said.append(str(error))
 
-said = []
+said, began = [], threading.Event()
 holder, waiting = connect(sys.argv[1]), connect(sys.argv[1])
 holder.executescript("PRAGMA journal_mode = WAL; CREATE TABLE row (n); INSERT INTO row VALUES (1), (2), (3)")
 cycle = [waiting.execute("SELECT 1 UNION ALL SELECT 2")]
@@ -34,10 +35,11 @@ if beside:
 holder.execute("BEGIN IMMEDIATE")
 writer = threading.Thread(target=write)
 writer.start()
-time.sleep(0.5)
+began.wait()
+time.sleep(0.5)  # no sign tells that SQLite waits for the lock; its 4 s leave room on a slow machine
 del cycle
 if beside:
-    time.sleep(2)  # the other thread collects, and waits
+    time.sleep(2)  # twice YOUNG_SECONDS: the other thread collects meanwhile, and is stopped where the loop would be
     assert not gc.isenabled()
 else:
     gc.collect()

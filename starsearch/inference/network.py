@@ -14,7 +14,7 @@ import aiohttp
 import httpx2
 import yarl
 
-from starsearch.bounded import ACCEPTED, Unpacker, of_the_content
+from starsearch.bounded import ACCEPTED, Unpacker, of_the_content, whole
 
 NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")  # headers that aiohttp would add of its own
 CONNECTED = "starsearch.connected"
@@ -68,19 +68,12 @@ class Network(httpx2.AsyncBaseTransport):
             headers = of_the_content(answer.raw_headers)
             if answer.content_type == EVENTS:
                 return httpx2.Response(answer.status, headers=headers, stream=_Coming(answer))
-            body = await _whole(answer)
+            async with answer:
+                body = await whole(answer.content.iter_any(), answer.headers.get("content-encoding"))
         return httpx2.Response(answer.status, headers=headers, stream=httpx2.ByteStream(body))
 
     async def aclose(self) -> None:
         await self._session.close()
-
-
-async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    async with answer:
-        unpacker = Unpacker(answer.headers.get("content-encoding"))
-        body = b"".join([unpacker.feed(piece) async for piece in answer.content.iter_any()])
-        unpacker.end()
-        return body
 
 
 class _Coming(httpx2.AsyncByteStream):
