@@ -12,7 +12,7 @@ demo: .venv/ready         ## set up, run the main job once, answer a question fr
 	@$(RUN)/python -m flows.demo
 
 test: .venv/dev           ## set up, run the tests
-	$(RUN)/pytest -n 3 --dist loadfile --no-loadscope-reorder # tests wait more than they compute: three on two cores
+	$(RUN)/pytest -n 4 --dist loadfile --no-loadscope-reorder # tests wait more than they compute: four on two cores
 
 SECRETS := --disable-plugin KeywordDetector --disable-plugin HexHighEntropyString --disable-plugin Base64HighEntropyString
 lint: .venv/dev           ## formatting, lint, types, who imports whom, no secrets

@@ -14,7 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from chaos import liar
+from chaos import finding, liar
 from chaos.__main__ import catalogue
 from chaos.disk import small_disk
 from chaos.engine import REFUSED_EACH, refused
@@ -35,6 +35,7 @@ from starsearch.models import Found, Hit, Summary
 from starsearch.pipeline import digest, ingest, recorded_run
 from starsearch.settings import Settings
 from starsearch.storage import open_store
+from starsearch.store import nearest, search
 from starsearch.store.digests import Digest, finish_batch
 from starsearch.store.leases import claim, worker
 from starsearch.store.versions import active_version
@@ -362,14 +363,30 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("planted", PLANTED)
-async def test_every_item_is_searched_for(planted, monkeypatch, settings, row, jsonl, dsn):
+@pytest.fixture
+async def proved(monkeypatch, settings, row, jsonl, dsn) -> Proved:
+    """Twenty items, digested by an engine that refuses some."""
     monkeypatch.setattr("starsearch.embedded.engine.EmbeddedEngine", RefusingEngine)
     records = [row(n, title=REFUSED_TITLE if n == 7 else f"Report {n} of {n * 7919} fails") for n in range(1, 21)]
     async with open_store(settings) as store, open_engines(settings) as engines:
         await stored(store, engines, jsonl(*records))
+    return Proved(dsn, settings=settings, record=lambda: records)
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+async def test_every_item_is_searched_for(planted, proved):
     statement, said = PLANTED[planted]
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(proved.dsn, autocommit=True) as connection:
         connection.execute(statement)
-    found = await asyncio.to_thread(findable, Proved(dsn, settings=settings, record=lambda: records))
+    found = await asyncio.to_thread(findable, proved)
     assert [words in finding for finding, words in zip(found, said, strict=True)] == [True for _ in said]
+
+
+@pytest.mark.parametrize(("each", "said"), [(10, []), (100, ["1 items that the index hides, such as ('quillcap/marlframe', 3)"])])
+async def test_an_index_may_hide_a_few(each, said, proved, monkeypatch, capsys):
+    monkeypatch.setattr(finding, "HIDDEN_EACH", each)
+    monkeypatch.setattr(finding, "FOUND_WITHIN", 5)
+    monkeypatch.setattr(search, "DEPTH", 5)  # less than there are: a walk that finds too few ends in a comparison with all
+    monkeypatch.setitem(nearest.STATEMENTS, "index", nearest.INDEX.replace("WHERE", "WHERE d.item_id <> 3 AND"))
+    assert await asyncio.to_thread(findable, proved) == said
+    assert "(1 of them without the index alone)" in capsys.readouterr().out
