@@ -49,6 +49,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "inference.balance.slow_pod": inference.slow_pod,
     "store.hybrid.recall_at_10": hybrid.recall_at_10,
     "store.real.recall": real_search.recall,  # by class of filter
+    "store.real.hidden": real_search.hidden,
     "store.real.common_words": real_search.common_words,
     "store.search.recall": store_search.search_recall,
     "store.search.cpu_vs_hnswlib": store_search.search_cpu_vs_hnswlib,

@@ -109,6 +109,29 @@ async def _found(
     return found / expected
 
 
+def hidden() -> list[Figure]:
+    """How many of all items a walk of the graph does not find that starts from their own vector: nobody finds those but by their words."""
+    if not DATA.exists():
+        print(f"store.real: no real items at {DATA}")
+        return []
+    settings = Settings(_env_file=None, home=home())
+    asyncio.run(fill(settings))
+    missed, every = asyncio.run(_hidden(settings))
+    return [Figure("store.real.hidden", missed, f"of {every:,} items their own vector does not find by the graph", "<=", every // 1_000)]
+
+
+async def _hidden(settings: Settings) -> tuple[int, int]:
+    missed = 0
+    async with database_address(settings) as dsn, open_database(dsn, size=2) as pool:
+        version = await active_version(pool)
+        assert version is not None
+        async with pool.connection() as connection:
+            rows = await _rows(connection, f"SELECT item_id, embedding FROM digest WHERE version_id = {version.id}")
+        for item_id, vector in rows:
+            missed += item_id not in (await nearest(pool, version, vector.to_numpy().astype("f4"), path="index")).ids
+    return missed, len(rows)
+
+
 def common_words() -> list[Figure]:
     """The database's CPU for questions of common words, as times that for questions of rare ones, in each mode that reads words."""
     if not DATA.exists():
