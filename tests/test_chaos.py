@@ -389,4 +389,4 @@ async def test_an_index_may_hide_a_few(each, said, proved, monkeypatch, capsys):
     monkeypatch.setattr(search, "DEPTH", 5)  # less than there are: a walk that finds too few ends in a comparison with all
     monkeypatch.setitem(nearest.STATEMENTS, "index", nearest.INDEX.replace("WHERE", "WHERE d.item_id <> 3 AND"))
     assert await asyncio.to_thread(findable, proved) == said
-    assert "(1 of them without the index alone)" in capsys.readouterr().out
+    assert "(1 of them not through the index)" in capsys.readouterr().out
