@@ -26,12 +26,9 @@ RESAMPLES = 10_000
 
 
 def recall_at_10() -> list[Figure]:
-    """Nothing where the real items are not there: they are not part of the project."""
-    if not DATA.exists():
-        print(f"store.hybrid: no real items at {DATA}")
+    """Recall of hybrid search, and its gain over the better of its legs."""
+    if (settings := filled()) is None:
         return []
-    settings = Settings(_env_file=None, home=home())
-    asyncio.run(fill(settings))
     found = asyncio.run(_measure(settings))
     best = max(("vector", "text"), key=lambda mode: found[mode].mean())
     gain = found["hybrid"] - found[best]
@@ -43,15 +40,20 @@ def recall_at_10() -> list[Figure]:
     ]
 
 
-def home() -> Path:
-    """Of the database that holds the real items; root's server, which runs as another user, can reach it."""
+def filled() -> Settings | None:
+    """Of a database that holds the real items, digested; None where they are not there: they are not part of the project."""
+    if not DATA.exists():
+        print(f"no real items at {DATA}")
+        return None
     folder = HOME / "real"
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
-    return folder
+    folder.chmod(0o755)  # root's server, which runs as another user, can reach it
+    settings = Settings(_env_file=None, home=folder)
+    asyncio.run(_fill(settings))
+    return settings
 
 
-async def fill(settings: Settings) -> None:
+async def _fill(settings: Settings) -> None:
     """What is there already is not digested again."""
     async with open_store(settings) as store, recorded_run(store, "ingest") as run:
         for name in FILES:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import AsyncConnection
 
-from benchmarks.hybrid import DATA, fill, home
+from benchmarks.hybrid import DATA, filled
 from benchmarks.measure import Figure, cpu_seconds
 from starsearch.evaluate import read_questions
 from starsearch.finder import Finder, open_finder
@@ -35,11 +35,8 @@ TARGETS = {"no filter": 0.97, "repository": 0.99, "30 days": 0.97, "open issues"
 
 def recall() -> list[Figure]:
     """Recall@10 against comparing every row, by the path that search chooses and, in the unit, by the graph alone."""
-    if not DATA.exists():
-        print(f"store.real: no real items at {DATA}")
+    if (settings := filled()) is None:
         return []
-    settings = Settings(_env_file=None, home=home())
-    asyncio.run(fill(settings))
     measured = asyncio.run(_recall(settings))
     return [
         Figure(
@@ -111,11 +108,8 @@ async def _found(
 
 def hidden() -> list[Figure]:
     """How many of all items a walk of the graph does not find that starts from their own vector: nobody finds those but by their words."""
-    if not DATA.exists():
-        print(f"store.real: no real items at {DATA}")
+    if (settings := filled()) is None:
         return []
-    settings = Settings(_env_file=None, home=home())
-    asyncio.run(fill(settings))
     missed, every = asyncio.run(_hidden(settings))
     return [Figure("store.real.hidden", missed, f"of {every:,} items their own vector does not find by the graph", "<=", every // 1_000)]
 
@@ -134,11 +128,8 @@ async def _hidden(settings: Settings) -> tuple[int, int]:
 
 def common_words() -> list[Figure]:
     """The database's CPU for questions of common words, as times that for questions of rare ones, in each mode that reads words."""
-    if not DATA.exists():
-        print(f"store.real: no real items at {DATA}")
+    if (settings := filled()) is None:
         return []
-    settings = Settings(_env_file=None, home=home())
-    asyncio.run(fill(settings))
     return asyncio.run(_common_words(settings))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.hybrid import DATA, RESAMPLES, fill, home
+from benchmarks.hybrid import DATA, RESAMPLES, filled
 from starsearch.evaluate import read_questions
 from starsearch.finder import Finder, open_finder
 from starsearch.inference.embed import embed
@@ -123,6 +123,5 @@ def _cross_validated(variants: list[NDArray[np.bool_]]) -> float:
 
 
 if __name__ == "__main__":
-    settings = Settings(_env_file=None, home=home())
-    asyncio.run(fill(settings))
-    _report(asyncio.run(_candidates(settings)))
+    if settings := filled():
+        _report(asyncio.run(_candidates(settings)))
