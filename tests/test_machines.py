@@ -66,6 +66,17 @@ def test_versions(place, no_engines):
     drive(Versions, place, FEWER)
 
 
+def test_what_is_found_by_an_older_text_is_waited_for_as_well(place, no_engines):
+    """Fuzzing found it: no longer dead there, not digested as it is here; search lost it until it was digested."""
+    history = Versions(place)
+    history.begin({1, 2})
+    history.spoil(0, 0)  # the new version's engine cannot digest the text that both items have
+    history.spoil(1, 3)  # nor the serving one's what the first item's becomes meanwhile
+    history.activate(0, True, {1})
+    assert history.model.serving == 1
+    assert history.model.digests.keys() >= {(1, 1)}
+
+
 # each machine finds what would break the promise it is about
 
 

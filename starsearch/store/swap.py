@@ -19,7 +19,9 @@ from starsearch.store.database import Pool
 SWAP_LOCK = 78_273  # first key of the advisory locks; the second is the version's id
 WAITING = "waiting"
 
-MISSING = """
+# Found in the version that serves, and not in the other one, or digested as it is in the one alone.
+LOST = "(d.item_id IS NULL OR (serving.content_hash = i.content_hash AND d.content_hash <> i.content_hash))"
+MISSING = f"""
 SELECT CASE
     WHEN x.item_id IS NOT NULL THEN 'dead letter: ' || x.reason
     WHEN u.item_id IS NOT NULL THEN 'waiting'
@@ -32,10 +34,10 @@ LEFT JOIN due u ON u.version_id = %(version)s AND u.item_id = serving.item_id
 LEFT JOIN dead_letter x ON x.version_id = %(version)s AND x.item_id = serving.item_id
 WHERE serving.version_id = %(serving)s
   AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
-  AND (d.item_id IS NULL OR (serving.content_hash = i.content_hash AND d.content_hash <> i.content_hash))
+  AND {LOST}
 GROUP BY 1 ORDER BY 2 DESC
 """
-LAGGING = """
+LAGGING = f"""
 SELECT count(*) FILTER (WHERE late.is_due), count(*) FILTER (WHERE NOT late.is_due)
 FROM (
   SELECT item_id, true AS is_due FROM due WHERE version_id = %(version)s
@@ -43,9 +45,9 @@ FROM (
   SELECT item_id, false FROM dead_letter WHERE version_id = %(version)s
 ) AS late
 JOIN item i ON i.id = late.item_id AND i.tombstoned_at IS NULL
-JOIN digest serving ON serving.version_id = %(serving)s AND serving.item_id = i.id AND serving.content_hash = i.content_hash
+JOIN digest serving ON serving.version_id = %(serving)s AND serving.item_id = i.id
 LEFT JOIN digest d ON d.version_id = %(version)s AND d.item_id = i.id
-WHERE d.content_hash IS DISTINCT FROM i.content_hash
+WHERE {LOST}
   AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
 """
 
