@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.types.json import Json
 
 from starsearch.errors import StarsearchError
@@ -20,8 +20,8 @@ SWAP_LOCK = 78_273  # first key of the advisory locks; the second is the version
 WAITING = "waiting"
 
 # Found in the version that serves, and not in the other one, or digested as it is in the one alone.
-LOST = "(d.item_id IS NULL OR (serving.content_hash = i.content_hash AND d.content_hash <> i.content_hash))"
-MISSING = f"""
+LOST = sql.SQL("(d.item_id IS NULL OR (serving.content_hash = i.content_hash AND d.content_hash <> i.content_hash))")
+MISSING = sql.SQL("""
 SELECT CASE
     WHEN x.item_id IS NOT NULL THEN 'dead letter: ' || x.reason
     WHEN u.item_id IS NOT NULL THEN 'waiting'
@@ -34,10 +34,10 @@ LEFT JOIN due u ON u.version_id = %(version)s AND u.item_id = serving.item_id
 LEFT JOIN dead_letter x ON x.version_id = %(version)s AND x.item_id = serving.item_id
 WHERE serving.version_id = %(serving)s
   AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
-  AND {LOST}
+  AND {lost}
 GROUP BY 1 ORDER BY 2 DESC
-"""
-LAGGING = f"""
+""").format(lost=LOST)
+LAGGING = sql.SQL("""
 SELECT count(*) FILTER (WHERE late.is_due), count(*) FILTER (WHERE NOT late.is_due)
 FROM (
   SELECT item_id, true AS is_due FROM due WHERE version_id = %(version)s
@@ -47,9 +47,9 @@ FROM (
 JOIN item i ON i.id = late.item_id AND i.tombstoned_at IS NULL
 JOIN digest serving ON serving.version_id = %(serving)s AND serving.item_id = i.id
 LEFT JOIN digest d ON d.version_id = %(version)s AND d.item_id = i.id
-WHERE {LOST}
+WHERE {lost}
   AND i.repository_id NOT IN (SELECT id FROM repository WHERE gone_at IS NOT NULL)
-"""
+""").format(lost=LOST)
 
 
 async def missing(pool: Pool, version: IndexVersion, serving: IndexVersion) -> dict[str, int]:
